@@ -1,0 +1,1 @@
+"""Triton sources of the built-in kernels. Needs Triton; only regenerating the store imports these."""

@@ -1,0 +1,57 @@
+"""A kernel ready to launch: its TTIR, and what is worked out from it once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from kernbench.kernels import ttir
+
+if TYPE_CHECKING:
+    from kernbench.kernels.tcm import TcmNeed
+
+
+@dataclass(eq=False)
+class Kernel:
+    """One specialisation of a kernel: TTIR text for given argument types and compile-time constants."""
+
+    name: str
+    text: str
+    """TTIR with locations, as Triton prints it."""
+    num_stages: int = 3
+    """Buffer slots of each load in a loop that says nothing else itself."""
+    constexprs: dict[str, Any] = field(default_factory=dict)
+    """Compile-time constants, for people: they are already in the text."""
+    source_hash: str = ""
+    """Of the source the text was made from; empty where unknown."""
+
+    names: tuple[str, ...] = ()
+    """Names of the runtime arguments, where the text does not carry them (before Triton 3.6)."""
+
+    @cached_property
+    def module(self) -> ttir.Module:
+        """The parsed text."""
+        return ttir.parse(self.text)
+
+    @cached_property
+    def function(self) -> ttir.Function:
+        """The function a launch enters."""
+        return self.module.kernel
+
+    @cached_property
+    def arg_names(self) -> tuple[str, ...]:
+        """Names of the arguments a launch passes, constexprs left out."""
+        return self.names or tuple(arg.name for arg in self.function.args)
+
+    @staticmethod
+    def is_pointer(arg: ttir.Arg) -> bool:
+        """Whether an argument of the function is an address."""
+        return isinstance(arg.type, ttir.Pointer)
+
+    @cached_property
+    def tcm(self) -> TcmNeed:
+        """Scratchpad one program needs."""
+        from kernbench.kernels.tcm import analyse
+
+        return analyse(self.function, self.num_stages)

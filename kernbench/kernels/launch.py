@@ -1,0 +1,89 @@
+"""Launching a kernel: from tensors and numbers to a record on the current device's stream."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from kernbench.kernels import device as devices
+from kernbench.kernels.kernel import Kernel
+from kernbench.kernels.tcm import programs_in_flight
+from kernbench.memory import Allocation
+
+Grid = Sequence[int] | Callable[[dict[str, Any]], Sequence[int]]
+
+
+class LaunchError(TypeError):
+    """A launch got arguments or a grid it cannot use."""
+
+
+def launch(kernel: Kernel, grid: Grid, args: Sequence[Any]) -> None:
+    """Run a kernel on the current device, for its values and its record.
+
+    Args:
+        kernel: what to run.
+        grid: one to three sizes, or a function of the kernel's constexprs that gives them. A size of 0 runs nothing.
+        args: one per argument of the TTIR function, constexprs left out: for a pointer a tensor (anything with
+            ``data_ptr()``) or an address in the device's space, else an int, a float or a bool.
+
+    Raises:
+        NoDeviceError: no context is open.
+        LaunchError: a wrong number of arguments, one that is neither a device tensor nor a number, or a bad grid.
+        OutOfResources: one program needs more scratchpad than a PE has.
+    """
+    from kernbench.kernels.executor import execute
+
+    device = devices.current()
+    sizes = _sizes(kernel, grid)
+    values, touched = _resolve(kernel, args, device)
+    if 0 in sizes:
+        return
+    target = device.target
+    in_flight = programs_in_flight(kernel.name, kernel.tcm, target.tcm_capacity, target.programs_in_flight)
+    device.touch(touched)
+    record = execute(kernel, sizes, values, device.space, target, device.enable_data)
+    record.tcm_bytes = kernel.tcm.nbytes
+    record.programs_in_flight = in_flight
+    device.submit(record)
+
+
+def _sizes(kernel: Kernel, grid: Grid) -> tuple[int, int, int]:
+    given = tuple(grid(kernel.constexprs) if callable(grid) else grid)
+    if not 1 <= len(given) <= 3 or any(not isinstance(n, int | np.integer) or n < 0 for n in given):
+        raise LaunchError(f"kernel '{kernel.name}': the grid must be 1 to 3 sizes of at least 0, got {given!r}")
+    x, y, z = (*(int(n) for n in given), 1, 1)[:3]
+    return x, y, z
+
+
+def _resolve(
+    kernel: Kernel, args: Sequence[Any], device: devices.Device
+) -> tuple[list[int | float | bool], list[Allocation]]:
+    """Numbers for the executor, and the allocations the pointers name (each once)."""
+    params = kernel.function.args
+    if len(args) != len(params):
+        names = ", ".join(kernel.arg_names)
+        raise LaunchError(f"kernel '{kernel.name}' takes {len(params)} arguments ({names}), got {len(args)}")
+    values: list[int | float | bool] = []
+    touched: dict[int, Allocation] = {}
+    for param, name, arg in zip(params, kernel.arg_names, args, strict=True):
+        if hasattr(arg, "data_ptr"):
+            arg = int(arg.data_ptr())
+        elif isinstance(arg, np.generic):
+            arg = arg.item()
+        if not isinstance(arg, int | float | bool):
+            raise LaunchError(
+                f"kernel '{kernel.name}', argument '{name}': expected a device tensor or a number, "
+                f"got {type(arg).__name__}"
+            )
+        if kernel.is_pointer(param):
+            found = device.space.find(int(arg))
+            if found is None:
+                raise LaunchError(
+                    f"kernel '{kernel.name}', argument '{name}': address {int(arg):#x} is in no tensor of "
+                    f"{device.space.name}. Make the tensor on the device: ctx.zeros, then copy_ from the host tensor"
+                )
+            touched[found.base] = found
+        values.append(arg)
+    return values, list(touched.values())

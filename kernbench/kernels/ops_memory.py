@@ -1,0 +1,341 @@
+"""Loads, stores and atomics: bounds, bytes, and the rows they leave."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernbench.kernels.access import Window, owners, window
+from kernbench.kernels.atomics import apply_cas, apply_rmw
+from kernbench.kernels.errors import KernelFault, ValuesNeeded
+from kernbench.kernels.numerics import NARROW
+from kernbench.kernels.ops_int import in_full, itemsize
+from kernbench.kernels.ops_shape import one
+from kernbench.kernels.plan import CARRIER, Compiler, Frame, element, emits, join, record_dtype, shape_of, unsupported, where
+from kernbench.kernels.recorder import Deps, Index, RowKind
+from kernbench.kernels.ttir import Op, Pointer, Tensor
+from kernbench.kernels.values import uniform
+from kernbench.memory import Allocation
+from kernbench.sim_engine.oplog import OpKind
+
+
+@dataclass(frozen=True, eq=False)
+class Access:
+    """The static side of one memory operation."""
+
+    op: Op
+    dims: tuple[int, ...]
+    """The block's shape; ``(1,)`` for a scalar."""
+    scalar: bool
+    name: str
+    """Element type."""
+    itemsize: int
+    storage: np.dtype
+    carrier: np.dtype
+    argument: str
+    """The parameter whose memory this is, where known."""
+    pointer: int
+    mask: int
+    """Slots; -1 for no mask."""
+
+    def window(self, f: Frame, trips: Any = None) -> Window:
+        mask = None if self.mask < 0 else f.v[self.mask]
+        return window(f.v[self.pointer], mask, self.dims, self.itemsize, f.count, trips)
+
+    def owners(self, f: Frame, w: Window) -> list[tuple[Index | None, Allocation]]:
+        """Whose bytes they are.
+
+        Raises:
+            KernelFault: an element is outside every live allocation, or reaches over the end of one.
+        """
+        if w.rest is not None and w.programs > 1:
+            w = w.select(np.arange(w.programs))
+        active = w.active() if w.rest is None else ~w.nothing()
+        try:
+            return owners(f.launch.space, w.reach(), active)
+        except LookupError as missed:
+            pass
+            program = int(missed.args[0])
+        raise self._fault(f, w, program)
+
+    def _fault(self, f: Frame, w: Window, program: int) -> KernelFault:
+        one_program = w.select(np.array([program]))
+        low, high = one_program.reach()
+        address, size = int(low[0]), int(high[0] - low[0])
+        space = f.launch.space
+        owner = space.find(address)
+        what = {"tt.load": "load from", "tt.store": "store to"}.get(self.op.name, "atomic on")
+        target = f"'{self.argument}'" if self.argument else "memory"
+        index = ""
+        if owner is not None:
+            first, last = (address - owner.base) // self.itemsize, (int(high[0]) - owner.base) // self.itemsize - 1
+            index = f" (elements {first}..{last} of {owner.nbytes // self.itemsize})"
+        return KernelFault(
+            f"{where(self.op.loc)}: kernel '{f.launch.name}', program {f.program(program)}: {what} {target} out of "
+            f"bounds: {space.describe(address, size)}{index}. Check the mask and the strides passed to the kernel."
+        )
+
+
+def access_of(c: Compiler, op: Op, mask_at: int) -> Access:
+    kind = op.operands[0].type
+    block = isinstance(kind, Tensor)
+    pointer = kind.elem if isinstance(kind, Tensor) else kind
+    if not isinstance(pointer, Pointer) or isinstance(pointer.pointee, Tensor):
+        raise unsupported(op, "block pointers; use tl.load with a block of pointers")
+    name = element(pointer.pointee)
+    if name not in CARRIER:
+        raise unsupported(op, f"elements of type {name}")
+    mask = c.slot(op.operands[mask_at]) if len(op.operands) > mask_at else -1
+    storage = NARROW[name][1] if name in NARROW else CARRIER[name]
+    return Access(
+        op,
+        shape_of(kind) if block else (1,),
+        not block,
+        name,
+        itemsize(name),
+        storage,
+        CARRIER[name],
+        c.argument(op.operands[0]),
+        c.slot(op.operands[0]),
+        mask,
+    )
+
+
+def add_rows(f: Frame, kind: RowKind, w: Window, deps: Deps) -> Deps:
+    """Write down what a window touches, one row for each shape its programs' accesses have."""
+    if f.control:
+        deps = tuple(sorted({*deps, *f.control}))
+    rows: Deps = ()
+    for members, layout, columns in w.parts():
+        if members is None or w.programs == 1:
+            chosen = f.members
+        else:
+            chosen = members if f.members is None else f.members[members]
+        rows += f.recorder.add(kind, deps, chosen, layout, columns)
+    return rows
+
+
+def latest_stores(f: Frame, allocations: list[tuple[Index | None, Allocation]], deps: Deps) -> Deps:
+    """``deps`` and the latest rows that wrote to what is about to be read."""
+    for _, allocation in allocations:
+        stored = f.recorder.stored.get(allocation.base)
+        if stored:
+            deps = tuple(sorted({*deps, *stored}))
+    return deps
+
+
+# -- load -----------------------------------------------------------------------------------------------------------------
+def read(
+    f: Frame, a: Access, w: Window, allocations: list[tuple[Index | None, Allocation]], other: Any
+) -> Any:
+    """The loaded values: [P or 1, *dims] on the carrier, or a scalar."""
+    shape = (w.programs, *w.dims)
+    masked = w.rest is not None or bool((w.lo > 0).any() or (w.hi < w.dims).any())
+    if not masked:
+        out = np.empty(shape, a.carrier)
+    elif other is None or (uniform(other) and other == 0):
+        out = np.zeros(shape, a.carrier)
+    else:
+        filled = in_full(other, a.carrier)
+        rows = filled.shape[0] if isinstance(filled, np.ndarray) and filled.ndim > 1 else 1
+        out = np.empty((max(w.programs, rows), *a.dims), a.carrier)
+        out[...] = filled.reshape(-1, 1) if isinstance(filled, np.ndarray) and filled.ndim == 1 else filled
+        if rows > w.programs:
+            w = w.select(np.zeros(rows, np.intp))
+        out = out.reshape((out.shape[0], *w.dims))
+    for members, allocation in allocations:
+        part = w if members is None else w.select(members)
+        if allocation.invalid is not None:
+            _check_valid(f, a, part, allocation)
+        tiles = part.tiles(allocation.base)
+        if members is None or len(members) == out.shape[0]:
+            tiles.load(allocation.bytes, a.name, a.storage, out)
+        else:
+            some = np.ascontiguousarray(out[members])
+            tiles.load(allocation.bytes, a.name, a.storage, some)
+            out[members] = some
+    if a.scalar:
+        flat = out.reshape(-1)
+        return one(flat[0]) if len(flat) == 1 else flat
+    return out.reshape((out.shape[0], *a.dims))
+
+
+def _check_valid(f: Frame, a: Access, w: Window, allocation: Allocation) -> None:
+    assert allocation.invalid is not None
+    marks = np.zeros((w.programs, *w.dims), f"u{a.itemsize}")
+    w.tiles(allocation.base).load(allocation.invalid.view(np.uint8), "", marks.dtype, marks)
+    if marks.any():
+        raise ValuesNeeded(
+            f"{where(a.op.loc)}: kernel '{f.launch.name}' needs values of '{allocation.name}' to know what it does next "
+            "(an address, a mask, a branch or a trip count depends on them), but they were not computed in this "
+            "timing-only run. Run with enable_data=True."
+        )
+
+
+@emits("tt.load")
+def emit_load(c: Compiler, op: Op) -> None:
+    a = access_of(c, op, 1)
+    other = c.slot(op.operands[2]) if len(op.operands) > 2 else -1
+    row = RowKind(OpKind.READ, c.line(op.loc), "load", record_dtype(op.results[0].type))
+    sources, target, out = c.deps(op.operands), c.dep(op.results[0]), c.slot(op.results[0])
+
+    number = target
+    c.loop_loads.append(number)
+
+    def load(f: Frame, with_values: bool) -> None:
+        w = a.window(f)
+        allocations = a.owners(f, w)
+        deps = latest_stores(f, allocations, join(f.d, sources))
+        if number in f.slot_free:
+            deps = tuple(sorted({*deps, *f.slot_free[number]}))
+        rows = add_rows(f, row, w, deps)
+        f.recorder.watch(rows)
+        f.loaded[number] = f.d[target] = rows
+        if with_values:
+            f.v[out] = read(f, a, w, allocations, None if other < 0 else f.v[other])
+
+    needed = op.results[0] in c.needed
+    c.both(lambda f: load(f, True), lambda f: load(f, needed))
+    count = int(np.prod(a.dims))
+    c.largest_tile = max(c.largest_tile, count)
+    if needed:
+        c.largest_needed = max(c.largest_needed, count)
+
+
+# -- store ----------------------------------------------------------------------------------------------------------------
+def expand(w: Window, programs: int) -> Window:
+    """A window that all programs share, given to each of them."""
+    return w.select(np.zeros(programs, np.intp)) if w.programs == 1 and programs > 1 else w
+
+
+def _column(value: Any, a: Access) -> NDArray[Any]:
+    """What is stored, as an array whose axes have the block's length or 1 and the first is programs (or 1)."""
+    x = np.asarray(in_full(value, a.carrier))
+    if x.dtype != a.carrier:
+        x = x.astype(a.carrier)
+    if x.ndim == 0:
+        return x.reshape((1,) * (len(a.dims) + 1))
+    return x.reshape(-1, 1) if a.scalar else x
+
+
+@emits("tt.store")
+def emit_store(c: Compiler, op: Op) -> None:
+    a = access_of(c, op, 2)
+    row = RowKind(OpKind.WRITE, c.line(op.loc), "store", record_dtype(op.operands[1].type))
+    sources, value = c.deps(op.operands), c.slot(op.operands[1])
+
+    def store(f: Frame, with_values: bool) -> None:
+        w = a.window(f)
+        allocations = a.owners(f, w)
+        rows = add_rows(f, row, w, join(f.d, sources))
+        for _, allocation in allocations:
+            f.recorder.stores(allocation.base, rows, f.members)
+        if not with_values:
+            return invalidate(a, w, allocations)
+        x = _column(f.v[value], a)
+        write(a, expand(w, x.shape[0]), x, allocations)
+
+    known = op.operands[1] in c.needed or op.operands[1] not in c.data
+    c.both(lambda f: store(f, True), lambda f: store(f, known))
+
+
+def write(
+    a: Access, w: Window, x: NDArray[Any], allocations: list[tuple[Index | None, Allocation]]
+) -> None:
+    """Store ``x`` [P or 1, ...] (axes of the block's length or 1) through a window."""
+    if w.dims != a.dims:
+        x = np.broadcast_to(x, (x.shape[0], *a.dims)).reshape(x.shape[0], *w.dims)
+    for members, allocation in allocations:
+        whole = members is None or len(members) == w.programs
+        part = w if whole else w.select(members)  # type: ignore[arg-type]
+        values = x if whole or x.shape[0] == 1 else x[members]
+        tiles = part.tiles(allocation.base)
+        tiles.store(allocation.bytes, a.name, a.storage, values)
+        allocation.wrote()
+        if allocation.invalid is not None:
+            _mark(a, part, allocation, 0)
+
+
+def invalidate(a: Access, w: Window, allocations: list[tuple[Index | None, Allocation]]) -> None:
+    """A timing-only store: the bytes change to something nobody knows."""
+    for members, allocation in allocations:
+        part = w if members is None or len(members) == w.programs else w.select(members)
+        allocation.invalidity()
+        _mark(a, part, allocation, 1)
+        allocation.wrote()
+
+
+def _mark(a: Access, w: Window, allocation: Allocation, mark: int) -> None:
+    marks = allocation.invalidity().view(np.uint8)
+    pattern = np.full((1,) * (len(w.dims) + 1), int.from_bytes(bytes([mark]) * a.itemsize, "little"), f"u{a.itemsize}")
+    w.tiles(allocation.base).store(marks, "", pattern.dtype, pattern)
+
+
+# -- atomics ----------------------------------------------------------------------------------------------------------------
+def _emit_atomic(
+    c: Compiler, op: Op, mask_at: int, apply: Callable[[NDArray[Any], Any, NDArray[Any], list[NDArray[Any]]], NDArray[Any]]
+) -> None:
+    """``apply(bytes, storage, positions, operands)`` performs the operation lane by lane and returns what was there."""
+    a = access_of(c, op, mask_at)
+    count = int(np.prod(a.dims))
+    row = RowKind(
+        OpKind.ATOMIC, c.line(op.loc), "atomic", record_dtype(op.operands[1].type), atomics=count
+    )
+    sources, out = c.deps(op.operands), c.slot(op.results[0])
+    target = c.dep(op.results[0])
+    slots = [c.slot(v) for v in op.operands[1 : 3 if op.name == "tt.atomic_cas" else 2]]
+    used = op.results[0] in c.users
+    known = (op.results[0] in c.needed) or all(v in c.needed or v not in c.data for v in op.operands[1:])
+
+    def step(f: Frame, with_values: bool) -> None:
+        w = a.window(f)
+        allocations = a.owners(f, w)
+        rows = add_rows(f, row, w, latest_stores(f, allocations, join(f.d, sources)))
+        f.d[target] = rows
+        for _, allocation in allocations:
+            f.recorder.stores(allocation.base, rows, f.members)
+        if not with_values:
+            return invalidate(a, w, allocations)
+        w = expand(w, f.count)
+        operands = [np.broadcast_to(_column(f.v[s], a), (f.count, *a.dims)).reshape(f.count, -1) for s in slots]
+        address, keep = w.lanes()
+        flat, lanes = address.reshape(f.count, -1), keep.reshape(f.count, -1)
+        old = np.zeros((f.count, count), a.carrier)
+        for members, allocation in allocations:
+            chosen = lanes
+            if members is not None and len(members) != f.count:
+                chosen = np.zeros_like(lanes)
+                chosen[members] = lanes[members]
+            if allocation.invalid is not None:
+                _check_valid(f, a, w if members is None else w.select(members), allocation)
+            offset = flat[chosen] - allocation.base
+            if (offset % a.itemsize).any():
+                raise KernelFault(f"{where(op.loc)}: kernel '{f.launch.name}': atomic on a misaligned address")
+            memory = allocation.bytes[: allocation.nbytes // a.itemsize * a.itemsize].view(a.storage)
+            before = apply(memory, a, offset // a.itemsize, [x[chosen] for x in operands])
+            old[chosen] = before
+            allocation.wrote()
+        if used:
+            if a.scalar:
+                f.v[out] = one(old[0, 0]) if f.count == 1 else old[:, 0]
+            else:
+                f.v[out] = old.reshape(f.count, *a.dims)
+
+    c.both(lambda f: step(f, True), lambda f: step(f, known))
+
+
+@emits("tt.atomic_rmw")
+def emit_atomic_rmw(c: Compiler, op: Op) -> None:
+    kind = op.attrs["words"][0]
+    used = op.results[0] in c.users
+    _emit_atomic(c, op, 2, lambda memory, a, at, xs: apply_rmw(kind, memory, at, xs[0], used, a.name))
+
+
+@emits("tt.atomic_cas")
+def emit_atomic_cas(c: Compiler, op: Op) -> None:
+    _emit_atomic(c, op, 3, lambda memory, a, at, xs: apply_cas(memory, at, xs[0], xs[1], a.name))
+

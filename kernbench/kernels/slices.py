@@ -1,0 +1,163 @@
+"""Which values a timing-only run still has to compute, and which kernels must run one program at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from kernbench.kernels.ttir import Block, Function, Op, Pointer, Value
+
+ATOMICS = frozenset({"tt.atomic_rmw", "tt.atomic_cas"})
+
+
+def synchronises(functions: Iterable[Function]) -> bool:
+    """Whether programs may wait for each other through memory: a loop that polls, or a lock."""
+    for function in functions:
+        for op in function.walk():
+            if op.name == "tt.atomic_cas" or (op.name == "tt.atomic_rmw" and op.attrs["words"][0] == "exch"):
+                return True
+            if op.name == "scf.while" and any(
+                inner.name in ATOMICS or inner.name == "tt.load" for inner in op.walk()
+            ):
+                return True
+    return False
+
+
+def written_args(function: Function) -> tuple[int, ...]:
+    """Pointer parameters that a function may write through: those that stores and atomics go to, or all where that
+    is not plain to see."""
+    entry = function.body.entry.args
+    origin: dict[Value, set[int]] = {v: {i} for i, v in enumerate(entry) if isinstance(v.type, Pointer)}
+    ops = list(function.walk())
+    changed = True
+    while changed:
+        changed = False
+        for op in ops:
+            for source, target in _pointer_flow(op):
+                if extra := origin.get(source, set()) - origin.setdefault(target, set()):
+                    origin[target] |= extra
+                    changed = True
+    found: set[int] = set()
+    for op in ops:
+        if op.name in ("tt.call", "tt.int_to_ptr"):
+            return tuple(i for i, v in enumerate(entry) if isinstance(v.type, Pointer))
+        if op.name in ATOMICS or op.name in ("tt.store", "tt.descriptor_store"):
+            found |= origin.get(op.operands[0], set())
+    return tuple(sorted(found))
+
+
+def _pointer_flow(op: Op) -> Iterator[tuple[Value, Value]]:
+    """(from, to) for every value an operation hands on, into and out of its regions too."""
+    for result in op.results:
+        for operand in op.operands:
+            yield operand, result
+    for successor, handed in op.successors:
+        yield from zip(handed, successor.args, strict=False)
+    for region in op.regions:
+        entry = region.entry
+        yield from zip(op.operands[3:] if op.name == "scf.for" else op.operands, _carried(op, entry), strict=False)
+        if entry.ops:
+            last = entry.ops[-1]
+            handed = last.operands[1:] if last.name == "scf.condition" else last.operands
+            yield from zip(handed, op.results, strict=False)
+            for other in op.regions:
+                yield from zip(handed, _carried(op, other.entry), strict=False)
+
+
+def _carried(op: Op, block: Block) -> tuple[Value, ...]:
+    return block.args[1:] if op.name == "scf.for" else block.args
+
+
+def needed_values(function: Function, data: frozenset[Value]) -> frozenset[Value]:
+    """The backward slice from everything that decides what a kernel does: addresses, masks, branches, trip counts,
+    what atomics return where that is used, and what a store writes where that is not data anyway."""
+    flow = _Flow(function)
+    pending = flow.seeds(data)
+    needed: set[Value] = set()
+    while pending:
+        value = pending.pop()
+        if value in needed:
+            continue
+        needed.add(value)
+        pending.extend(flow.sources.get(value, ()))
+    return frozenset(needed)
+
+
+class _Flow:
+    """From each value to those it is computed from, through loops and branches."""
+
+    def __init__(self, function: Function) -> None:
+        self.sources: dict[Value, list[Value]] = {}
+        self.ops: list[Op] = []
+        self.used: set[Value] = set()
+        for block in function.body.blocks:
+            self._block(block)
+
+    def seeds(self, data: frozenset[Value]) -> list[Value]:
+        found: list[Value] = []
+        for op in self.ops:
+            if op.name in ("tt.store", "tt.descriptor_store"):
+                if op.name == "tt.descriptor_store":
+                    found += op.operands[:-1]
+                    found += [v for v in op.operands[-1:] if v not in data]
+                    continue
+                found += [v for i, v in enumerate(op.operands) if i != 1]
+                found += [v for v in op.operands[1:2] if v not in data]
+            elif op.name in ATOMICS:
+                used = any(r in self.used for r in op.results)
+                found += op.operands if used else [v for v in op.operands if v not in data or v is op.operands[0]]
+                if op.name == "tt.atomic_rmw":
+                    found += op.operands[2:]
+            elif op.name in ("tt.load", "tt.descriptor_load", "tt.descriptor_gather"):
+                found += op.operands[:2] if op.name == "tt.load" else op.operands
+            elif op.name in ("scf.if", "cf.cond_br"):
+                found += op.operands[:1]
+            elif op.name == "scf.for":
+                found += op.operands[:3]
+            elif op.name == "scf.condition":
+                found += op.operands[:1]
+            elif op.name in ("tt.call", "tt.return", "tt.assert"):
+                found += op.operands
+        return found
+
+    def _block(self, block: Block) -> None:
+        for op in block.ops:
+            self.ops.append(op)
+            self.used.update(op.operands)
+            for successor, handed in op.successors:
+                self._link(successor.args, handed)
+                self.used.update(handed)
+            for result in op.results:
+                self.sources.setdefault(result, []).extend(op.operands if not op.regions else ())
+            if op.name == "scf.for":
+                body = op.regions[0].entry
+                self._block(body)
+                self.sources.setdefault(body.args[0], []).extend(op.operands[:3])
+                for values in (op.operands[3:], body.ops[-1].operands if body.ops else ()):
+                    self._link(body.args[1:], values)
+                    self._link(op.results, values)
+            elif op.name == "scf.while":
+                before, after = op.regions[0].entry, op.regions[1].entry
+                self._block(before)
+                self._block(after)
+                self._link(before.args, op.operands)
+                self._link(before.args, after.ops[-1].operands if after.ops else ())
+                self._link(after.args, before.ops[-1].operands[1:])
+                self._link(op.results, before.ops[-1].operands[1:])
+            elif op.name == "scf.if":
+                for region in op.regions:
+                    self._block(region.entry)
+                    if region.entry.ops:
+                        self._link(op.results, region.entry.ops[-1].operands)
+            else:
+                for region in op.regions:  # a combine function: its results are the operation's
+                    for inner in region.blocks:
+                        for result in op.results:
+                            self.sources[result].extend(v for o in inner.ops for v in o.operands)
+                for result in op.results:
+                    if op.regions:
+                        self.sources[result].extend(op.operands)
+
+    def _link(self, targets: Iterable[Value], sources: Iterable[Value]) -> None:
+        for target, source in zip(targets, sources, strict=False):
+            self.sources.setdefault(target, []).append(source)
+            self.used.add(source)

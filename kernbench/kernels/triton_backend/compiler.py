@@ -1,0 +1,128 @@
+"""Lowers a kernel as far as TTIR, whose text is the interface between Triton and KernBench."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import triton.backends.compiler as base
+from triton._C.libtriton import ir, passes
+
+from kernbench.kernels.triton_backend import NAME
+
+_DEFAULTS: dict[str, Any] = {
+    "num_stages": 3,
+    # Read by Triton's front end.
+    "supported_fp8_dtypes": ("fp8e4b8", "fp8e4nv", "fp8e5", "fp8e5b16"),
+    "deprecated_fp8_dtypes": (),
+    "deprecated_fp8_dot_operand_dtypes": (),
+    "default_dot_input_precision": "ieee",
+    "allowed_dot_input_precisions": ("ieee", "tf32", "tf32x3", "bf16x3", "bf16x6"),
+    "max_num_imprecise_acc_default": 0,
+    "sanitize_overflow": False,
+    "debug": False,
+    "backend_name": NAME,
+    "arch": "ttir",
+    "extern_libs": (),
+    "instrumentation_mode": "",
+    # Advice to GPUs that kernels and autotune configurations carry: accepted, without effect here.
+    "num_warps": 4,
+    "num_ctas": 1,
+    "warp_size": 1,
+    "cluster_dims": (1, 1, 1),
+    "maxnreg": None,
+    "num_buffers_warp_spec": 0,
+    "num_consumer_groups": 0,
+    "reg_dec_producer": 0,
+    "reg_inc_consumer": 0,
+    "ptx_version": None,
+    "ptx_options": None,
+    "ir_override": None,
+    "enable_fp_fusion": False,
+    "enable_reflect_ftz": True,
+    "launch_cooperative_grid": False,
+    "launch_pdl": False,
+    "fpsan_homomorphic_casts": False,
+    "min_shared_mem": None,
+    "sched4reg": False,
+    "clc": False,
+    "waves_per_eu": 0,
+    "matrix_instr_nonkdim": 0,
+    "kpack": 1,
+    "schedule_hint": "none",
+}
+
+
+class Options:
+    """Compile options; an attribute each, because Triton looks for an option's name in ``__dict__``."""
+
+    def __init__(self, given: dict[str, Any]) -> None:
+        known = {name: given[name] for name in _DEFAULTS if given.get(name) is not None}
+        self.__dict__.update(_DEFAULTS | known)
+
+    def hash(self) -> str:
+        return "_".join(f"{name}-{value}" for name, value in sorted(self.__dict__.items()))
+
+
+def _unsupported_fp8(*_args: Any, **_kwargs: Any) -> Any:
+    raise NotImplementedError("fp8e4b15 is not supported: use fp8e4nv (float8_e4m3fn) or fp8e5 (float8_e5m2) instead")
+
+
+def to_ttir(module: Any) -> Any:
+    """Triton's own clean-up of TTIR, as its GPU backends do it, without rewriting descriptors into pointers."""
+    manager = ir.pass_manager(module.context)
+    manager.enable_debug()
+    passes.common.add_inliner(manager)
+    passes.common.add_canonicalizer(manager)
+    passes.ttir.add_combine(manager)
+    passes.ttir.add_reorder_broadcast(manager)
+    passes.common.add_cse(manager)
+    passes.common.add_symbol_dce(manager)
+    passes.ttir.add_loop_unroll(manager)
+    try:
+        manager.run(module, "make_ttir")
+    except TypeError:  # Triton 3.4 has no name for a pipeline
+        manager.run(module)
+    return module
+
+
+class KernBenchBackend(base.BaseBackend):
+    """Stages: ``ttir`` (a module), then ``kernbench`` (its text as bytes)."""
+
+    binary_ext = "kernbench"
+
+    @staticmethod
+    def supports_target(target: Any) -> bool:
+        return target.backend == NAME
+
+    def hash(self) -> str:
+        return f"{NAME}-ttir-1"
+
+    def parse_options(self, options: dict) -> Options:
+        return Options(options)
+
+    def add_stages(self, stages: dict, options: Options, language: Any = None) -> None:
+        if language is not None and language.name != "TRITON":
+            raise NotImplementedError("KernBench runs triton.language kernels: rewrite this Gluon kernel with tl")
+
+        def finish(module: Any, metadata: dict) -> bytes:
+            metadata["name"] = module.get_entry_func_name()
+            metadata["shared"] = 0
+            return str(module).encode()
+
+        stages["ttir"] = lambda module, metadata: to_ttir(module)
+        stages["kernbench"] = finish
+
+    def load_dialects(self, context: Any) -> None:
+        """TTIR needs no dialects of its own."""
+
+    def get_module_map(self) -> dict[str, ModuleType]:
+        from triton.language.extra.cuda import libdevice
+
+        return {"triton.language.extra.libdevice": libdevice}
+
+    def get_codegen_implementation(self, options: Options) -> dict[str, Any]:
+        return {"convert_custom_types": _unsupported_fp8, "min_dot_size": lambda lhs, rhs: (1, 1, 1)}
+
+    def pack_metadata(self, metadata: Any) -> tuple[int]:
+        return (metadata.num_stages,)

@@ -1,0 +1,1 @@
+"""The runtime that reads like torch: tensors, devices, streams, ranks, collectives."""

@@ -1,0 +1,27 @@
+"""Device memory that lives as long as the tensors on it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kernbench.memory import INTERLEAVED, Placement
+
+if TYPE_CHECKING:
+    from kernbench.runtime_api.sip import Sip
+
+
+class Storage:
+    """One allocation on a SIP. When the last tensor on it dies, its range goes back to the stream it was made on.
+
+    Raises:
+        OutOfMemoryError: the SIP's memory is full; the message says who holds what.
+    """
+
+    def __init__(self, sip: Sip, nbytes: int, name: str, placement: Placement = INTERLEAVED) -> None:
+        self.sip = sip
+        self.allocation = sip.space.alloc(nbytes, name, placement, sip.current.number)
+
+    def __del__(self) -> None:
+        allocation = getattr(self, "allocation", None)  # absent where the allocation itself failed
+        if allocation is not None:
+            self.sip.space.free(allocation)

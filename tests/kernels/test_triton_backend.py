@@ -1,0 +1,200 @@
+"""Triton's launches reach KernBench inside a context, and only there."""
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kernbench.kernels import LaunchError, NoDeviceError, OutOfResources, Target, launch
+from kernbench.kernels.standalone import StandaloneDevice
+
+triton = pytest.importorskip("triton")
+
+import tutorial_kernels as tutorials  # noqa: E402
+
+import kernbench.kernels.triton_backend as backend  # noqa: E402
+
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(code: str) -> str:
+    """Output of a fresh interpreter."""
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_importing_kernbench_does_not_import_triton_or_torch():
+    code = """
+        import sys, kernbench, kernbench.kernels, kernbench.kernels.builtin
+        print([m for m in ("triton", "torch") if m in sys.modules])
+    """
+    assert run(code) == "[]"
+
+
+def test_built_in_kernels_run_without_importing_triton():
+    code = """
+        import sys
+        import numpy as np
+        from kernbench.kernels import builtin
+        from kernbench.kernels.standalone import StandaloneDevice
+        with StandaloneDevice() as device:
+            x = device.array(np.arange(6, dtype=np.float32))
+            builtin.elementwise("mul", x, x, 2)
+            print(x.numpy().tolist(), "triton" in sys.modules)
+    """
+    assert run(code) == "[0.0, 2.0, 4.0, 6.0, 8.0, 10.0] False"
+
+
+def test_triton_may_be_imported_inside_the_context():
+    code = """
+        import sys
+        import numpy as np
+        sys.path.insert(0, "benches")
+        from kernbench.kernels.standalone import StandaloneDevice
+        with StandaloneDevice() as device:
+            import tutorial_kernels
+            x, out = device.array(np.ones(5, np.float32)), device.empty((5,), "f32")
+            tutorial_kernels.add(x, x, out)
+            print(out.numpy().tolist())
+        from triton.runtime import driver
+        print("KernBench" in repr(driver.__dict__))
+    """
+    assert run(code).splitlines() == ["[2.0, 2.0, 2.0, 2.0, 2.0]", "False"]
+
+
+def test_the_driver_is_ours_inside_and_what_it_was_outside():
+    from triton.runtime import driver
+
+    before, do_bench = dict(driver.__dict__), triton.testing.do_bench
+    with StandaloneDevice():
+        assert type(driver.active).__name__ == "KernBenchDriver"
+        assert triton.testing.do_bench is not do_bench
+        with StandaloneDevice():
+            assert type(driver.active).__name__ == "KernBenchDriver"
+        assert type(driver.active).__name__ == "KernBenchDriver"
+    assert driver.__dict__ == before
+    assert triton.testing.do_bench is do_bench
+
+
+def test_the_backend_never_offers_itself():
+    from kernbench.kernels.triton_backend.driver import KernBenchDriver
+
+    assert not KernBenchDriver.is_active()
+    with StandaloneDevice():
+        assert not KernBenchDriver.is_active()
+
+
+def test_a_stored_kernel_outside_a_context_says_what_to_do():
+    from kernbench.kernels.builtin import store
+
+    kernel = store.kernel("fill", {"out_ptr": "i8", "value": "i64"}, {"BLOCK_R": 1, "BLOCK_C": 1024})
+    with pytest.raises(NoDeviceError, match="outside a context"):
+        launch(kernel, (1,), [256, 0, 1, 1, 1])
+
+
+def test_gpu_options_are_accepted_and_unknown_ones_refused():
+    with StandaloneDevice() as device:
+        x, out = device.array(np.ones(5, np.float32)), device.empty((5,), "f32")
+        tutorials.add_kernel[(1,)](x, x, out, 5, BLOCK_SIZE=8, num_warps=16, num_ctas=2, num_stages=5, maxnreg=64)
+        assert out.numpy().tolist() == [2.0] * 5
+        with pytest.raises((KeyError, TypeError), match="num_warp"):
+            tutorials.add_kernel[(1,)](x, x, out, 5, BLOCK_SIZE=8, num_warp=16)
+
+
+def test_num_stages_reaches_the_scratchpad():
+    with StandaloneDevice() as device:
+        a = device.empty((64, 64), "f16")
+        needs = []
+        for stages in (1, 4):
+            tutorials.matmul(a, a, a, tile=(64, 64, 64), num_stages=stages)
+            needs.append(device.records[-1].tcm_bytes)
+    assert needs[1] - needs[0] == 3 * 2 * (64 * 64 * 2)
+
+
+def test_a_tile_larger_than_the_scratchpad_raises_tritons_own_error():
+    from triton.runtime.errors import OutOfResources as TritonOutOfResources
+
+    with StandaloneDevice(Target(tcm_capacity=100_000, programs_in_flight=2, pes=4)) as device:
+        a = device.empty((128, 128), "f16")
+        with pytest.raises(TritonOutOfResources, match=r"accumulator: 128x128xf32  \(tutorial_kernels\.py:") as caught:
+            tutorials.matmul(a, a, a)
+        assert isinstance(caught.value, OutOfResources)
+        tutorials.matmul(a, a, a, tile=(64, 64, 64), num_stages=1)
+        assert device.records[-1].programs_in_flight == 2
+        tutorials.matmul(a, a, a, tile=(64, 64, 64), num_stages=3)
+        assert device.records[-1].programs_in_flight == 1
+
+
+def test_a_host_tensor_is_refused_with_its_argument_name():
+    torch = pytest.importorskip("torch")
+    with StandaloneDevice() as device:
+        out = device.empty((4,), "f32")
+        with pytest.raises(LaunchError, match=r"argument 'x_ptr'.*is in no tensor of device memory"):
+            tutorials.add(torch.ones(4), torch.ones(4), out)
+
+
+def test_an_empty_grid_runs_nothing():
+    with StandaloneDevice() as device:
+        x = device.empty((0,), "f32")
+        tutorials.add(x, x, x)
+        assert device.records == []
+
+
+def fake_clock(records):
+    """Milliseconds that favour 64-row tiles: reads the tile out of the scratchpad need."""
+    (record,) = records
+    return 1.0 + abs(record.tcm_bytes - 36_000) / 1e6
+
+
+def test_autotune_measures_alone_prunes_what_does_not_fit_and_is_deterministic():
+    target = Target(tcm_capacity=150_000, programs_in_flight=1, pes=16)
+    rng = np.random.default_rng(0)
+    chosen = []
+    for _ in range(2):
+        with StandaloneDevice(target, clock=fake_clock) as device:
+            a = device.array(rng.standard_normal((100, 80)), "f16")
+            b = device.array(rng.standard_normal((80, 60)), "f16")
+            c = device.empty((100, 60), "f16")
+            tutorials.matmul(a, b, c, tile=None)
+            tuner = tutorials.autotuned_matmul_kernel
+            timings = {str(config): times[0] for config, times in tuner.configs_timings.items()}
+            assert len(device.records) == 1, "what was measured must not be in the record"
+            assert len(timings) == 16
+            assert any(ms == float("inf") for ms in timings.values())
+            assert device.records[0].tcm_bytes <= target.tcm_capacity
+            assert timings[str(tuner.best_config)] == min(timings.values())
+            expected = a.numpy().astype(np.float32) @ b.numpy().astype(np.float32)
+            np.testing.assert_allclose(c.numpy().astype(np.float32), expected, rtol=2e-3, atol=2e-3)
+            chosen.append((str(tuner.best_config), timings))
+    assert chosen[0] == chosen[1]
+
+
+def test_another_machine_is_tuned_anew():
+    def prefer(nbytes):
+        return lambda records: abs(records[0].tcm_bytes - nbytes)
+
+    sizes = []
+    for wanted in (20_000, 130_000):
+        with StandaloneDevice(clock=prefer(wanted)) as device:
+            a = device.empty((64, 64), "f16")
+            tutorials.matmul(a, a, a, tile=None)
+            sizes.append(device.records[-1].tcm_bytes)
+    assert sizes[0] < 40_000 < 100_000 < sizes[1]
+
+
+def test_do_bench_is_simulated_time():
+    with StandaloneDevice(clock=lambda records: 0.25 * len(records)) as device:
+        x = device.empty((8,), "f32")
+        assert triton.testing.do_bench(lambda: tutorials.add(x, x, x)) == 0.25
+        assert triton.testing.do_bench(lambda: tutorials.add(x, x, x), quantiles=[0.5, 0.2]) == [0.25, 0.25]
+        assert device.records == []
+
+
+def test_the_entry_point_package_is_importable_without_triton():
+    code = "import sys; sys.modules['triton'] = None; import kernbench.kernels.triton_backend as b; print(b.NAME)"
+    assert run(code) == backend.NAME == "kernbench"

@@ -1,0 +1,156 @@
+import pytest
+
+from kernbench.runtime_api.errors import DeadlockError
+from kernbench.runtime_api.scheduler import Hub, Wait
+from kernbench.runtime_api.strand import Strand
+from kernbench.runtime_api.where import Where
+
+NEVER = lambda: False  # noqa: E731
+
+
+def wait_for(*ranks):
+    return Wait("a test", Where("file.py", 7), lambda: ranks)
+
+
+def test_ranks_run_in_turn_and_give_way():
+    hub, order = Hub(), []
+
+    def body(rank):
+        order.append(rank)
+        if rank == 0:
+            hub.park(tasks[0], wait_for(2))
+        if rank == 2:
+            hub.wake(tasks[0])
+        order.append(rank)
+
+    tasks = [hub.add(rank, lambda rank=rank: body(rank)) for rank in range(3)]
+    hub.run(NEVER)
+    assert order == [0, 1, 1, 2, 2, 0]
+    assert Strand.current() is None
+
+
+def test_shuffling_changes_the_order_and_can_be_repeated():
+    def order(seed):
+        hub, seen = Hub(seed), []
+
+        def body(rank):
+            for _ in range(3):
+                seen.append(rank)
+                hub.breathe(tasks[rank])
+
+        tasks = [hub.add(rank, lambda rank=rank: body(rank)) for rank in range(4)]
+        hub.run(NEVER)
+        return seen
+
+    assert order(3) == order(3)
+    assert len({tuple(order(seed)) for seed in range(20)}) > 10
+    assert order(None) == sorted(order(None))
+
+
+def test_nobody_left_to_wake_is_a_deadlock_for_all():
+    hub = Hub()
+
+    def body(rank):
+        if rank < 2:
+            hub.park(tasks[rank], wait_for(1 - rank, 2))
+
+    tasks = [hub.add(rank, lambda rank=rank: body(rank)) for rank in range(3)]
+    hub.run(NEVER)
+    assert [type(task.strand.error) for task in tasks] == [DeadlockError, DeadlockError, type(None)]
+    report = str(tasks[0].strand.error)
+    assert "rank 0 waits in a test at file.py:7 for ranks 1, 2" in report
+    assert "rank 1 waits in a test at file.py:7 for ranks 0, 2" in report
+    assert "rank 2 has already ended" in report
+
+
+def test_a_failure_stops_the_others_after_they_went_as_far_as_they_could():
+    hub, seen = Hub(), []
+
+    def body(rank):
+        if rank == 0:
+            raise KeyError("root cause")
+        if rank == 1:
+            hub.wake(tasks[2])
+        try:
+            hub.park(tasks[rank], wait_for(0))
+            seen.append(rank)
+            hub.park(tasks[rank], wait_for(0))
+        except SystemExit:
+            seen.append("stopped")
+            raise
+
+    tasks = [hub.add(rank, lambda rank=rank: body(rank)) for rank in (0, 1, 2)]
+    tasks[2].waiting = wait_for(0)  # rank 1 wakes it before it has begun to wait, which must not wake it twice
+    hub.run(NEVER)
+    assert seen.count("stopped") == 2
+    assert [task.failed for task in tasks] == [True, False, False]
+
+
+def test_settling_ranks_go_on_when_nobody_else_can():
+    hub, seen = Hub(), []
+
+    def body(rank):
+        if rank == 0:
+            hub.settle(tasks[0])
+            seen.append("settled")
+            hub.wake(tasks[1])
+        else:
+            seen.append("first")
+            hub.park(tasks[1], wait_for(0))
+            seen.append("woken")
+
+    tasks = [hub.add(rank, lambda rank=rank: body(rank)) for rank in range(2)]
+    hub.run(NEVER)
+    assert seen == ["first", "settled", "woken"]
+
+
+def test_polling_for_ever_is_a_deadlock():
+    hub = Hub()
+
+    def body():
+        while True:
+            hub.settle(task)
+
+    task = hub.add(0, body)
+    hub.run(NEVER)
+    assert isinstance(task.strand.error, DeadlockError)
+    assert "again and again" in str(task.strand.error)
+
+
+def test_an_interrupt_reaches_the_caller_and_stops_everyone():
+    hub, seen = Hub(), []
+
+    def body(rank):
+        try:
+            if rank == 1:
+                raise KeyboardInterrupt
+            hub.park(tasks[rank], wait_for(1))
+        finally:
+            seen.append(rank)
+
+    tasks = [hub.add(rank, lambda rank=rank: body(rank)) for rank in range(3)]
+    with pytest.raises(KeyboardInterrupt):
+        hub.run(NEVER)
+    assert seen == [1, 0]  # rank 2 had not begun
+    assert all(task.strand.ended for task in tasks)
+
+
+def test_hubs_nest():
+    outer, seen = Hub(), []
+
+    def body():
+        inner = Hub()
+        tasks = [inner.add(rank, lambda rank=rank: inside(inner, tasks, rank)) for rank in range(2)]
+        inner.run(NEVER)
+        seen.append("outer")
+
+    def inside(inner, tasks, rank):
+        if rank == 0:
+            inner.park(tasks[0], wait_for(1))
+        else:
+            inner.wake(tasks[0])
+        seen.append(rank)
+
+    outer.add(0, body)
+    outer.run(NEVER)
+    assert seen == [1, 0, "outer"]

@@ -45,7 +45,7 @@ def bench(ctx, tokens: int = 128, hidden: int = 4096, intermediate: int = 14336,
 
     def upload(tensor, values):
         # Timing-only runs move the same bytes without making them up.
-        tensor.copy_(ctx.from_numpy(values) if ctx.enable_data else ctx.host_empty(tensor.shape, tensor.dtype))
+        tensor.copy_(ctx.from_numpy(values) if ctx.enable_data else ctx.host_empty(tensor.shape, dtype=tensor.dtype))
 
     def worker(rank: int) -> None:
         ctx.ahbm.set_device(rank)

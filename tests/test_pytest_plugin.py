@@ -26,5 +26,7 @@ def test_fixture_gives_the_machine_that_was_asked_for(pytester):
 
 
 def test_command_line_chooses_the_machine(pytester):
-    pytester.makepyfile("def test(topology):\n    assert (topology.source, topology.topology_obj.n_sips) == ('tiny', 2)\n")
+    pytester.makepyfile(
+        "def test(topology):\n    assert (topology.source, topology.topology_obj.n_sips) == ('tiny', 2)\n"
+    )
     pytester.runpytest("-p", "no:cacheprovider", "--kb-topology=tiny", "--kb-sips=2").assert_outcomes(passed=1)

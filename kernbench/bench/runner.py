@@ -68,7 +68,9 @@ def load(path: str | Path) -> ModuleType:
     sys.modules[spec.name] = module  # dataclasses and Triton look their module up by name
     spec.loader.exec_module(module)
     if not callable(getattr(module, "bench", None)):
-        raise BenchError(f"{path}: has no function bench(ctx, ...): define one that runs the experiment and returns its checks")
+        raise BenchError(
+            f"{path}: has no function bench(ctx, ...): define one that runs the experiment and returns its checks"
+        )
     return module
 
 
@@ -91,7 +93,9 @@ def parameters(module: ModuleType, given: Mapping[str, str]) -> dict[str, Any]:
         try:
             values[name] = _boolean(text) if kind is bool else kind(text)
         except ValueError:
-            raise BenchError(f"parameter {name}={text}: expected {kind.__name__}, like {name}={declared[name]}") from None
+            raise BenchError(
+                f"parameter {name}={text}: expected {kind.__name__}, like {name}={declared[name]}"
+            ) from None
     return values
 
 

@@ -18,7 +18,9 @@ app.add_typer(topology_app, name="topology")
 
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", help='Change the machine: --set sip.cube.hbm.bandwidth="2 TB/s". Repeatable.', metavar="KEY=VALUE"),
+    typer.Option(
+        "--set", help='Change the machine: --set sip.cube.hbm.bandwidth="2 TB/s". Repeatable.', metavar="KEY=VALUE"
+    ),
 ]
 Sips = Annotated[int | None, typer.Option("--sips", help="Number of SIPs instead of the file's.", min=1)]
 
@@ -31,7 +33,9 @@ def run(
     sips: Sips = None,
     param: Annotated[
         list[str] | None,
-        typer.Option("--param", "-p", help="Set a parameter of the bench: -p tokens=256. Repeatable.", metavar="NAME=VALUE"),
+        typer.Option(
+            "--param", "-p", help="Set a parameter of the bench: -p tokens=256. Repeatable.", metavar="NAME=VALUE"
+        ),
     ] = None,
     data: Annotated[bool, typer.Option("--data/--no-data", help="--no-data: same timeline, no values.")] = True,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder that receives the run's folder.")] = Path("runs"),

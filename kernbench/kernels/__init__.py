@@ -4,6 +4,7 @@ Nothing here imports Triton. Where Triton is installed, ``kernel[grid](...)`` in
 :mod:`kernbench.kernels.triton_backend`; stored kernels come through :mod:`kernbench.kernels.builtin`.
 """
 
+from kernbench.kernels.builtin import pick
 from kernbench.kernels.device import Device, NoDeviceError, Target, current, is_active, set_provider
 from kernbench.kernels.kernel import Kernel
 from kernbench.kernels.launch import LaunchError, launch
@@ -19,5 +20,6 @@ __all__ = [
     "current",
     "is_active",
     "launch",
+    "pick",
     "set_provider",
 ]

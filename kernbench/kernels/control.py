@@ -102,7 +102,6 @@ def emit_terminator(c: Compiler, op: Op) -> None:
     """Read by the operation that holds the region."""
 
 
-# -- if ---------------------------------------------------------------------------------------------------------------------
 @emits("scf.if")
 def emit_if(c: Compiler, op: Op) -> None:
     condition, condition_dep = c.slot(op.operands[0]), c.deps(op.operands[:1])
@@ -139,7 +138,6 @@ def emit_if(c: Compiler, op: Op) -> None:
     c.both(lambda f: branch(f, full), lambda f: branch(f, timing))
 
 
-# -- for --------------------------------------------------------------------------------------------------------------------
 def trip_count(lower: Any, upper: Any, step: Any) -> Any:
     """Iterations of ``for i in range(lower, upper, step)``: an int, or int64[P]."""
     if all(isinstance(x, int) for x in (lower, upper, step)):
@@ -252,7 +250,6 @@ def _pipeline(f: Frame, loads: list[int], history: list[list[Deps]], stages: int
             f.slot_free.pop(load, None)
 
 
-# -- while ------------------------------------------------------------------------------------------------------------------
 @emits("scf.while")
 def emit_while(c: Compiler, op: Op) -> None:
     before, after = op.regions[0].entry, op.regions[1].entry
@@ -300,7 +297,6 @@ def emit_while(c: Compiler, op: Op) -> None:
     c.both(lambda f: loop(f, test_code.full, body_code.full), lambda f: loop(f, test_code.timing, body_code.timing))
 
 
-# -- functions ----------------------------------------------------------------------------------------------------------------
 class Body:
     """A function's blocks. Programs that branch apart go on separately until they return."""
 

@@ -31,10 +31,12 @@ class Target:
     gemm_cols: int = 64
     gemm_clock: float = 1e9
     """Hz."""
-    gemm_rate: tuple[tuple[str, float], ...] = (("f32", 0.25),)
-    """Speed relative to one multiply-add per cell and cycle, by input dtype; 1 where not named."""
+    gemm_rate: tuple[tuple[str, float], ...] = (("default", 1.0), ("f32", 0.25))
+    """Speed relative to one multiply-add per cell and cycle, by input dtype; ``default`` where not named."""
     hbm_bandwidth: float = 3.2e12
     """Bytes/s of all the device's HBM together."""
+    hbm_granule: int = 256
+    """Bytes of consecutive addresses on one HBM channel."""
     hbm_latency: float = 150e-9
     """Seconds from asking to the first byte, network included."""
 
@@ -53,6 +55,7 @@ class Target:
             gemm_clock=float(cube.pe.gemm.clock),
             gemm_rate=tuple(sorted((str(k), float(v)) for k, v in dict(cube.pe.gemm.rate).items())),
             hbm_bandwidth=cubes * float(cube.hbm.bandwidth),
+            hbm_granule=int(cube.hbm.interleave.granule),
             hbm_latency=(cube.hbm.latency + hops * cube.noc.latency) * 1e-12,
         )
 

@@ -16,17 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernbench.kernels import panels
-from kernbench.kernels.access import Part, Window
 from kernbench.kernels.dataflow import VIEWS
+from kernbench.kernels.describe import Part, describe
 from kernbench.kernels.ops_int import itemsize
 from kernbench.kernels.ops_memory import Access, access_of, latest_stores
 from kernbench.kernels.ops_reduce import gemm_row
 from kernbench.kernels.panels import Tile
 from kernbench.kernels.plan import CARRIER, Code, Compiler, Frame, Step, element, join, record_dtype, run, shape_of
-from kernbench.kernels.recorder import Deps, Index, RowKind
+from kernbench.kernels.recorder import Deps, RowKind
 from kernbench.kernels.ttir import Op, Pointer, Tensor, Value
 from kernbench.kernels.values import AxisSum, Unfusable, merge
-from kernbench.memory import Allocation
+from kernbench.kernels.window import Owners, Window
 from kernbench.sim_engine.oplog import OpKind
 
 _CASTS = {"arith.extf", "arith.truncf", "tt.fp_to_fp"}
@@ -100,7 +100,7 @@ class _Seen:
 
     window: Window
     parts: list[Part]
-    allocations: list[tuple[Index | None, Allocation]]
+    allocations: Owners
 
 
 @dataclass(eq=False)
@@ -135,7 +135,6 @@ class FusedLoop:
         self._finish(f, seen, counts, with_values)
         return True
 
-    # -- programs that differ -----------------------------------------------------------------------------------------
     def _apart(
         self,
         f: Frame,
@@ -164,7 +163,6 @@ class FusedLoop:
             dtype = np.int64
             f.v[m.after] = merge([(index, g.v[m.after]) for index, g in frames], f.count, m.scalar, dtype)
 
-    # -- one symbolic iteration ---------------------------------------------------------------------------------------
     def _symbolic(self, f: Frame, lower: Any, step: int, trips: Any) -> list[_Seen]:
         most = int(np.max(trips))
         run(self.invariant, f)
@@ -177,10 +175,9 @@ class FusedLoop:
         for load in self.loads:
             window = load.access.window(f, counts)
             allocations = load.access.owners(f, window)
-            seen.append(_Seen(window, window.parts(), allocations))
+            seen.append(_Seen(window, describe(window), allocations))
         return seen
 
-    # -- the record -----------------------------------------------------------------------------------------------------
     def _record(self, f: Frame, seen: list[_Seen], counts: NDArray[np.int64]) -> None:
         rec = f.recorder
         rec.begin_loop(counts, self.stages, f.members)
@@ -207,10 +204,9 @@ class FusedLoop:
                 deps = tuple(sorted({*made[item.left], *made[item.right], *start, *last.get(item.accumulator, ())}))
                 made[item.result] = last[item.accumulator] = rec.add(item.row, deps, f.members)
         rec.end_loop()
-        for i, s in enumerate(self.sums):
-            f.d[s.after_dep] = last.get(i, f.d[s.start_dep])
+        for i, total in enumerate(self.sums):
+            f.d[total.after_dep] = last.get(i, f.d[total.start_dep])
 
-    # -- values -----------------------------------------------------------------------------------------------------------
     def _finish(self, f: Frame, seen: list[_Seen], counts: NDArray[np.int64], with_values: bool) -> None:
         same = int(counts[0]) if (counts == counts[0]).all() else None
         for m in self.carried:
@@ -286,7 +282,6 @@ def _plain(x: AxisSum, scalar: bool) -> Any:
     return x.base if scalar else x
 
 
-# -- recognising a loop -------------------------------------------------------------------------------------------------------
 def analyse(c: Compiler, op: Op, stages: int) -> FusedLoop | None:
     """The fused form of an ``scf.for``, or None where the loop does something else too."""
     body = op.regions[0].entry
@@ -337,8 +332,7 @@ def analyse(c: Compiler, op: Op, stages: int) -> FusedLoop | None:
             loop.carried.append(carried)
     if not _body(c, loop, others, sums):
         return None
-    ends = {v: i for v, i in sums.items()}
-    if any(ends.get(s.last) != i for i, s in enumerate(loop.sums)):
+    if any(sums.get(s.last) != i for i, s in enumerate(loop.sums)):
         return None
     loop.invariant = _compile(c, invariant_ops).full
     loop.moving_steps = _compile(c, moving_ops).full
@@ -410,5 +404,7 @@ def _body(c: Compiler, loop: FusedLoop, ops: list[Op], sums: dict[Value, int]) -
             return False
         tiles.update(o.results)
     return all(
-        user.name == "tt.dot" or user.name in _CASTS or user.name in VIEWS for tile in tiles for user in c.users.get(tile, [])
+        user.name == "tt.dot" or user.name in _CASTS or user.name in VIEWS
+        for tile in tiles
+        for user in c.users.get(tile, [])
     )

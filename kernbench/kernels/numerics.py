@@ -1,7 +1,7 @@
 """Narrow floats and tiles in bulk: by the compiled core where it is there, by numpy with equal results where not.
 
-A value of a narrow float type (f16, bf16, f8) is *carried* in float32 during arithmetic and rounded to its own precision
-after each operation.
+A value of a narrow float type (f16, bf16, f8) is *carried* in float32 during arithmetic and rounded to its own
+precision after each operation.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def narrow(x: NDArray[np.float32], name: str) -> NDArray[Any]:
 
 
 def rounded(x: Any, name: str, fresh: bool = False) -> Any:
-    """float32 values rounded to a narrow float's precision and range, still float32. ``fresh``: x may be overwritten."""
+    """float32 values rounded to a narrow float's precision and range, still float32. x is overwritten if ``fresh``."""
     number, storage = NARROW[name]
     core = _core()
     if core is None or not isinstance(x, np.ndarray):
@@ -111,17 +111,16 @@ class Tiles:
     def load(self, memory: NDArray[np.uint8], name: str, storage: np.dtype, out: NDArray[Any]) -> None:
         """Fill ``out`` [P, *dims] (contiguous, in the carrier of ``name``) where the tiles have elements."""
         if not self._move(0, memory, name, storage, out):
-            programs, address, where = self._addresses(storage.itemsize)
-            if where.any():
-                lanes = memory[address[where][:, None] + np.arange(storage.itemsize)].view(storage)[:, 0]
-                out[np.broadcast_to(where, (programs, *self.dims))] = lanes.astype(out.dtype)
+            address, where = self.addresses()
+            lanes = memory[address[where][:, None] + np.arange(storage.itemsize)].view(storage)[:, 0]
+            out[where] = lanes.astype(out.dtype)
 
     def store(self, memory: NDArray[np.uint8], name: str, storage: np.dtype, values: NDArray[Any]) -> None:
         """Write ``values`` [P or 1, ...], broadcast over the tiles, in the order of programs and then of elements."""
         programs = len(self.base)
         values = np.broadcast_to(values, (programs, *self.dims))
         if not self._move(1, memory, name, storage, values):
-            _, address, where = self._addresses(storage.itemsize)
+            address, where = self.addresses()
             with np.errstate(over="ignore", invalid="ignore"):
                 lanes = np.ascontiguousarray(values[where].astype(storage))
             memory[address[where][:, None] + np.arange(storage.itemsize)] = lanes.view(np.uint8).reshape(
@@ -175,8 +174,8 @@ class Tiles:
             == 0
         )
 
-    def _addresses(self, itemsize: int) -> tuple[int, NDArray[np.int64], NDArray[np.bool_]]:
-        """Every element's byte, and which elements there are: the tiles in full, for numpy."""
+    def addresses(self) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Every element's byte, and which elements there are, both [P, *dims]: the tiles in full."""
         programs, rank = len(self.base), len(self.dims)
         address = self.base.reshape((-1,) + (1,) * rank)
         where = np.ones((programs, *self.dims), np.bool_)
@@ -189,4 +188,4 @@ class Tiles:
             where &= inside.reshape((programs, *column))
         if self.mask is not None:
             where &= self.mask
-        return programs, np.broadcast_to(address, where.shape), where
+        return np.broadcast_to(address, where.shape), where

@@ -189,7 +189,6 @@ def emit_cmpf(c: Compiler, op: Op) -> None:
     record(c, op, "cmp")
 
 
-# -- casts --------------------------------------------------------------------------------------------------------------
 def cast(source: str, target: str) -> Callable[[Any], Any]:
     """A value of one float type as another."""
     dtype = CARRIER[target]
@@ -313,4 +312,3 @@ def emit_extern(c: Compiler, op: Op) -> None:
 
     c.compute(op, step)
     record(c, op, symbol.removeprefix("__nv_").removesuffix("f"))
-

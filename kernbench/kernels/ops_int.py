@@ -206,7 +206,6 @@ def unsigned(name: str, type_name: str) -> Callable[[Any, Any], Any]:
     return apply
 
 
-# -- booleans -----------------------------------------------------------------------------------------------------------
 def _bool_and(x: Any, y: Any) -> Any:
     if isinstance(x, bool):
         return y if x else False
@@ -329,7 +328,6 @@ def emit_cmpi(c: Compiler, op: Op) -> None:
     record(c, op, "cmp")
 
 
-# -- select -------------------------------------------------------------------------------------------------------------
 def select(condition: Any, x: Any, y: Any, dtype: Any) -> Any:
     """``x`` where the condition holds, else ``y``."""
     if isinstance(condition, bool):
@@ -380,7 +378,6 @@ def emit_select(c: Compiler, op: Op) -> None:
     c.record(op, "select", int(np.prod(shape_of(kind), dtype=np.int64)), record_dtype(kind))
 
 
-# -- widths and pointers --------------------------------------------------------------------------------------------------
 def resize(op_name: str, source: str, target: str) -> Callable[[Any], Any]:
     """Extension or truncation of integers."""
     dtype, bits, from_bits = CARRIER[target], BITS[target], BITS[source]

@@ -9,16 +9,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kernbench.kernels.access import Window, owners, window
 from kernbench.kernels.atomics import apply_cas, apply_rmw
+from kernbench.kernels.describe import describe
 from kernbench.kernels.errors import KernelFault, ValuesNeeded
 from kernbench.kernels.numerics import NARROW
 from kernbench.kernels.ops_int import in_full, itemsize
 from kernbench.kernels.ops_shape import one
-from kernbench.kernels.plan import CARRIER, Compiler, Frame, element, emits, join, record_dtype, shape_of, unsupported, where
-from kernbench.kernels.recorder import Deps, Index, RowKind
+from kernbench.kernels.plan import (
+    CARRIER,
+    Compiler,
+    Frame,
+    element,
+    emits,
+    join,
+    record_dtype,
+    shape_of,
+    unsupported,
+    where,
+)
+from kernbench.kernels.recorder import Deps, RowKind
 from kernbench.kernels.ttir import Op, Pointer, Tensor
 from kernbench.kernels.values import uniform
+from kernbench.kernels.window import Owners, Window, owners, window
 from kernbench.memory import Allocation
 from kernbench.sim_engine.oplog import OpKind
 
@@ -44,23 +56,18 @@ class Access:
 
     def window(self, f: Frame, trips: Any = None) -> Window:
         mask = None if self.mask < 0 else f.v[self.mask]
-        return window(f.v[self.pointer], mask, self.dims, self.itemsize, f.count, trips)
+        return window(f.v[self.pointer], mask, self.dims, self.itemsize, trips)
 
-    def owners(self, f: Frame, w: Window) -> list[tuple[Index | None, Allocation]]:
+    def owners(self, f: Frame, w: Window) -> Owners:
         """Whose bytes they are.
 
         Raises:
             KernelFault: an element is outside every live allocation, or reaches over the end of one.
         """
-        if w.rest is not None and w.programs > 1:
-            w = w.select(np.arange(w.programs))
-        active = w.active() if w.rest is None else ~w.nothing()
         try:
-            return owners(f.launch.space, w.reach(), active)
+            return owners(f.launch.space, w)
         except LookupError as missed:
-            pass
-            program = int(missed.args[0])
-        raise self._fault(f, w, program)
+            raise self._fault(f, w, int(missed.args[0])) from None
 
     def _fault(self, f: Frame, w: Window, program: int) -> KernelFault:
         one_program = w.select(np.array([program]))
@@ -110,7 +117,7 @@ def add_rows(f: Frame, kind: RowKind, w: Window, deps: Deps) -> Deps:
     if f.control:
         deps = tuple(sorted({*deps, *f.control}))
     rows: Deps = ()
-    for members, layout, columns in w.parts():
+    for members, layout, columns in describe(w):
         if members is None or w.programs == 1:
             chosen = f.members
         else:
@@ -119,7 +126,7 @@ def add_rows(f: Frame, kind: RowKind, w: Window, deps: Deps) -> Deps:
     return rows
 
 
-def latest_stores(f: Frame, allocations: list[tuple[Index | None, Allocation]], deps: Deps) -> Deps:
+def latest_stores(f: Frame, allocations: Owners, deps: Deps) -> Deps:
     """``deps`` and the latest rows that wrote to what is about to be read."""
     for _, allocation in allocations:
         stored = f.recorder.stored.get(allocation.base)
@@ -128,14 +135,10 @@ def latest_stores(f: Frame, allocations: list[tuple[Index | None, Allocation]], 
     return deps
 
 
-# -- load -----------------------------------------------------------------------------------------------------------------
-def read(
-    f: Frame, a: Access, w: Window, allocations: list[tuple[Index | None, Allocation]], other: Any
-) -> Any:
+def read(f: Frame, a: Access, w: Window, allocations: Owners, other: Any) -> Any:
     """The loaded values: [P or 1, *dims] on the carrier, or a scalar."""
     shape = (w.programs, *w.dims)
-    masked = w.rest is not None or bool((w.lo > 0).any() or (w.hi < w.dims).any())
-    if not masked:
+    if not w.masked():
         out = np.empty(shape, a.carrier)
     elif other is None or (uniform(other) and other == 0):
         out = np.zeros(shape, a.carrier)
@@ -170,8 +173,8 @@ def _check_valid(f: Frame, a: Access, w: Window, allocation: Allocation) -> None
     w.tiles(allocation.base).load(allocation.invalid.view(np.uint8), "", marks.dtype, marks)
     if marks.any():
         raise ValuesNeeded(
-            f"{where(a.op.loc)}: kernel '{f.launch.name}' needs values of '{allocation.name}' to know what it does next "
-            "(an address, a mask, a branch or a trip count depends on them), but they were not computed in this "
+            f"{where(a.op.loc)}: kernel '{f.launch.name}' needs values of '{allocation.name}' to know what it does "
+            "next (an address, a mask, a branch or a trip count depends on them), but they were not computed in this "
             "timing-only run. Run with enable_data=True."
         )
 
@@ -206,7 +209,6 @@ def emit_load(c: Compiler, op: Op) -> None:
         c.largest_needed = max(c.largest_needed, count)
 
 
-# -- store ----------------------------------------------------------------------------------------------------------------
 def expand(w: Window, programs: int) -> Window:
     """A window that all programs share, given to each of them."""
     return w.select(np.zeros(programs, np.intp)) if w.programs == 1 and programs > 1 else w
@@ -243,9 +245,7 @@ def emit_store(c: Compiler, op: Op) -> None:
     c.both(lambda f: store(f, True), lambda f: store(f, known))
 
 
-def write(
-    a: Access, w: Window, x: NDArray[Any], allocations: list[tuple[Index | None, Allocation]]
-) -> None:
+def write(a: Access, w: Window, x: NDArray[Any], allocations: Owners) -> None:
     """Store ``x`` [P or 1, ...] (axes of the block's length or 1) through a window."""
     if w.dims != a.dims:
         x = np.broadcast_to(x, (x.shape[0], *a.dims)).reshape(x.shape[0], *w.dims)
@@ -260,7 +260,7 @@ def write(
             _mark(a, part, allocation, 0)
 
 
-def invalidate(a: Access, w: Window, allocations: list[tuple[Index | None, Allocation]]) -> None:
+def invalidate(a: Access, w: Window, allocations: Owners) -> None:
     """A timing-only store: the bytes change to something nobody knows."""
     for members, allocation in allocations:
         part = w if members is None or len(members) == w.programs else w.select(members)
@@ -275,16 +275,16 @@ def _mark(a: Access, w: Window, allocation: Allocation, mark: int) -> None:
     w.tiles(allocation.base).store(marks, "", pattern.dtype, pattern)
 
 
-# -- atomics ----------------------------------------------------------------------------------------------------------------
 def _emit_atomic(
-    c: Compiler, op: Op, mask_at: int, apply: Callable[[NDArray[Any], Any, NDArray[Any], list[NDArray[Any]]], NDArray[Any]]
+    c: Compiler,
+    op: Op,
+    mask_at: int,
+    apply: Callable[[NDArray[Any], Any, NDArray[Any], list[NDArray[Any]]], NDArray[Any]],
 ) -> None:
     """``apply(bytes, storage, positions, operands)`` performs the operation lane by lane and returns what was there."""
     a = access_of(c, op, mask_at)
     count = int(np.prod(a.dims))
-    row = RowKind(
-        OpKind.ATOMIC, c.line(op.loc), "atomic", record_dtype(op.operands[1].type), atomics=count
-    )
+    row = RowKind(OpKind.ATOMIC, c.line(op.loc), "atomic", record_dtype(op.operands[1].type), atomics=count)
     sources, out = c.deps(op.operands), c.slot(op.results[0])
     target = c.dep(op.results[0])
     slots = [c.slot(v) for v in op.operands[1 : 3 if op.name == "tt.atomic_cas" else 2]]
@@ -338,4 +338,3 @@ def emit_atomic_rmw(c: Compiler, op: Op) -> None:
 @emits("tt.atomic_cas")
 def emit_atomic_cas(c: Compiler, op: Op) -> None:
     _emit_atomic(c, op, 3, lambda memory, a, at, xs: apply_cas(memory, at, xs[0], xs[1], a.name))
-

@@ -18,7 +18,6 @@ from kernbench.kernels.values import uniform
 from kernbench.sim_engine.oplog import OpKind
 
 
-# -- dot ------------------------------------------------------------------------------------------------------------------
 def product(a: NDArray[Any], b: NDArray[Any], out_name: str) -> NDArray[Any]:
     """``a @ b`` in the precision that sums are kept in: float32, float64, or exact integers wrapped to int32."""
     if out_name.startswith("i"):
@@ -61,7 +60,6 @@ def emit_dot(c: Compiler, op: Op) -> None:
     c.both(record)
 
 
-# -- reduce and scan --------------------------------------------------------------------------------------------------------
 Combine = Callable[..., tuple[Any, ...]]
 _FAST: dict[str, tuple[str, Any, Any]] = {
     # the combine function's operation -> its name, how numpy reduces with it, how numpy scans with it
@@ -98,7 +96,9 @@ def combine_name(block: Block) -> str:
         return known[0]
     names = [op.name for op in block.ops]
     if "arith.select" in names and len(block.args) == 4:
-        return "argmax" if any(op.attrs.get("words", ("",))[0] in ("ogt", "sgt", "ugt") for op in block.ops) else "argmin"
+        return (
+            "argmax" if any(op.attrs.get("words", ("",))[0] in ("ogt", "sgt", "ugt") for op in block.ops) else "argmin"
+        )
     return "reduce"
 
 
@@ -224,4 +224,3 @@ def _doubling(combine: Combine, frame: Frame, blocks: list[NDArray[Any]]) -> tup
         ]
         reach *= 2
     return tuple(blocks)
-

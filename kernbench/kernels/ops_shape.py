@@ -155,7 +155,11 @@ def _drop(x: Any, axis: int) -> Any:
     if removed is None:
         return kept
     bits = values.axis_bits(removed, 1)[:, 0]
-    return values.mask_and(kept, Mask(shape, (None,) * len(shape), bits)) if len(bits) > 1 else (kept if bits[0] else False)
+    return (
+        values.mask_and(kept, Mask(shape, (None,) * len(shape), bits))
+        if len(bits) > 1
+        else (kept if bits[0] else False)
+    )
 
 
 def _fold(x: AxisSum, shape: tuple[int, ...]) -> Any:
@@ -171,7 +175,6 @@ def _fold(x: AxisSum, shape: tuple[int, ...]) -> Any:
     return AxisSum(shape, x.base, tuple(reversed(terms)), x.lo, x.hi, x.step)
 
 
-# -- data that moves between lanes ----------------------------------------------------------------------------------------
 def _record(c: Compiler, op: Op, name: str) -> None:
     kind = op.results[0].type
     c.record(op, name, int(np.prod(shape_of(kind), dtype=np.int64)) * len(op.results), record_dtype(kind))
@@ -191,8 +194,8 @@ def same_programs(*blocks: Any) -> list[Any]:
 def emit_join(c: Compiler, op: Op) -> None:
     a, b = (c.slot(v) for v in op.operands)
     out, kinds = c.slot(op.results[0]), _arrays(op)
-    combine: Any = (lambda x, y: np.stack([x, y], -1)) if op.name == "tt.join" else (
-        lambda x, y: np.concatenate([x, y], 1)
+    combine: Any = (
+        (lambda x, y: np.stack([x, y], -1)) if op.name == "tt.join" else (lambda x, y: np.concatenate([x, y], 1))
     )
 
     def step(f: Frame) -> None:
@@ -251,7 +254,6 @@ def emit_histogram(c: Compiler, op: Op) -> None:
     c.record(op, "histogram", int(np.prod(shape_of(kind), dtype=np.int64)), record_dtype(kind))
 
 
-# -- nothing to do, or to say ---------------------------------------------------------------------------------------------
 @emits("llvm.intr.assume", "ttg.barrier", "gpu.barrier", "ttg.local_barrier", "tt.debug_barrier")
 def emit_nothing(c: Compiler, op: Op) -> None:
     """Assumptions help compilers; within a program, operations already happen in order."""

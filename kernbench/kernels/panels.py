@@ -8,14 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kernbench.kernels.access import Window
 from kernbench.kernels.numerics import NARROW, rounded, widen
 from kernbench.kernels.ops_memory import Access, read
 from kernbench.kernels.ops_reduce import product
 from kernbench.kernels.plan import CARRIER, Frame
-from kernbench.kernels.recorder import Index
 from kernbench.kernels.values import uniform
-from kernbench.memory import Allocation
+from kernbench.kernels.window import Owners, Window
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +22,7 @@ class Tile:
 
     access: Access
     window: Window
-    allocations: list[tuple[Index | None, Allocation]]
+    allocations: Owners
     other: Any
     flipped: bool = False
     """The dot sees it transposed."""
@@ -44,9 +42,7 @@ class Tile:
 
     def at(self, f: Frame, t: int, counts: NDArray[np.int64]) -> NDArray[Any]:
         """The tile of one iteration, [P, rows, columns] as the dot sees it; zero in programs that ended before."""
-        w = self.window
-        moment = np.full(w.programs, t, np.int64)
-        now = Window(w.dims, w.itemsize, w.base + w.step * t, w.terms, w.lo, w.hi_at(moment), w.rest)
+        now = self.window.iteration(np.full(self.window.programs, t, np.int64))
         if (counts <= t).any():
             now.hi = np.where((counts > t)[:, None], now.hi, 0)
         x = self.rounded(read(f, self.access, now, self.allocations, self.other))
@@ -81,10 +77,10 @@ class Panel:
         self.tile, self.source, self.counts = tile, source, counts
         self.k_axis, self.other_axis = k_axis, 1 - k_axis
         self.block_k, self.block = w.dims[k_axis], w.dims[1 - k_axis]
-        self.k_stride = int(w.terms[k_axis]) // size  # type: ignore[arg-type]
+        self.k_stride = int(w.terms[k_axis]) // size
         term = w.terms[1 - k_axis]
-        self.stride = term // size if type(term) is int else 0
-        self.offsets = None if type(term) is int else term // size
+        self.stride = term // size if isinstance(term, int) else 0
+        self.offsets = None if isinstance(term, int) else term // size
         self.step = w.step // size
         self.start = (w.base - tile.allocations[0][1].base) // size
         moves = 0 if w.hi_step is None else w.hi_step[k_axis]
@@ -102,19 +98,19 @@ class Panel:
         size = w.itemsize
         if w.rest is not None or w.dims == () or (w.lo > 0).any() or w.step % size:
             return False
-        if not (tile.other is None or (uniform(tile.other) and tile.other == 0)):
-            if w.hi_step is not None or (w.hi < w.dims).any():
-                return False
-        if type(w.terms[k_axis]) is not int:
+        zero = tile.other is None or (uniform(tile.other) and tile.other == 0)
+        if not zero and (w.hi_step is not None or (w.hi < w.dims).any()):
+            return False
+        if not isinstance(w.terms[k_axis], int):
             return False
         origin = tile.allocations[0][1].base
-        if ((w.base - origin) % size).any() or any(type(t) is int and t % size for t in w.terms):
+        if ((w.base - origin) % size).any() or any(isinstance(t, int) and t % size for t in w.terms):
             return False
         moves = w.hi_step or (0,) * len(w.dims)
         if moves[1 - k_axis] or moves[k_axis] not in (0, -w.dims[k_axis]):
             return False
         term = w.terms[1 - k_axis]
-        if type(term) is not int and (w.step != w.dims[k_axis] * w.terms[k_axis] or w.terms[k_axis] < 0):  # type: ignore[operator]
+        if not isinstance(term, int) and (w.step != w.dims[k_axis] * w.terms[k_axis] or w.terms[k_axis] < 0):
             return False
         return bool(moves[k_axis] or (w.hi[:, k_axis] >= w.dims[k_axis]).all())
 
@@ -132,6 +128,10 @@ class Panel:
             lines = np.ndarray((len(source) - reach, depth), source.dtype, source, 0, (size, size * self.k_stride))
             return self.tile.rounded(lines[start + chosen])
         return self._strided(start, rows, self.stride, depth)
+
+    def rows(self, p: int, count: int, depth: int) -> NDArray[Any]:
+        """[count, depth], evenly spaced from the first row of program ``p``, also beyond its block."""
+        return self._strided(int(self.start[p]), count, self.stride, depth)
 
     def _strided(self, start: int, rows: int, stride: int, depth: int) -> NDArray[Any]:
         source, size = self.source, self.source.itemsize
@@ -179,20 +179,60 @@ def accumulate(
 def _multiply(
     left: Panel, right: Panel, total: NDArray[Any] | None, shape: tuple[int, ...], name: str
 ) -> NDArray[Any]:
+    """One product per program, or for several whose operands lie side by side."""
     programs = len(left.depth)
     out = np.empty((programs, *shape), CARRIER[name])
     exact = name.startswith("i")
-    for p in range(programs):
+    down, across = _neighbours(left, right), _neighbours(right, left)
+    p = 0
+    while p < programs:
         depth = int(left.depth[p])
-        a, b = left.of(p, depth), right.of(p, depth)
-        rows, columns = a.shape[0], b.shape[0]
-        if (rows, columns) != shape or depth == 0:
-            out[p] = 0
-        if depth:
-            if exact:
-                out[p, :rows, :columns] = product(a, b.T, name)
-            elif (rows, columns) == shape:
-                np.matmul(a, b.T, out=out[p])
-            else:
-                out[p, :rows, :columns] = a @ b.T
+        stop = p + 1
+        for side, (wide, narrow), way in ((0, (left, right), down), (1, (right, left), across)):
+            stop = p + 1
+            while not exact and depth and stop < programs and way[stop]:
+                stop += 1
+            if stop > p + 1:
+                a = wide.rows(p, (stop - p) * wide.block, depth)
+                b = narrow.rows(p, narrow.block, depth)
+                if side == 0:
+                    np.matmul(a, b.T, out=out[p:stop].reshape(-1, shape[1]))
+                else:
+                    made = np.matmul(b, a.T).reshape(shape[0], stop - p, shape[1])
+                    out[p:stop] = made.transpose(1, 0, 2)
+                break
+        else:
+            _one(left, right, p, depth, out, name)
+        p = stop
     return out if total is None else total + out
+
+
+def _neighbours(wide: Panel, narrow: Panel) -> NDArray[np.bool_]:
+    """bool[P]: programs whose rows of ``wide`` follow the ones of the program before, on the same ``narrow``."""
+    programs = len(wide.depth)
+    follows = np.zeros(programs, np.bool_)
+    if wide.offsets is not None or narrow.offsets is not None or not (wide.merged and narrow.merged):
+        return follows
+    whole = (wide.length == wide.block) & (narrow.length == narrow.block)
+    follows[1:] = (
+        whole[1:]
+        & whole[:-1]
+        & (np.diff(wide.start) == wide.block * wide.stride)
+        & (np.diff(narrow.start) == 0)
+        & (np.diff(wide.depth) == 0)
+    )
+    return follows
+
+
+def _one(left: Panel, right: Panel, p: int, depth: int, out: NDArray[Any], name: str) -> None:
+    a, b = left.of(p, depth), right.of(p, depth)
+    rows, columns = a.shape[0], b.shape[0]
+    whole = (rows, columns) == out.shape[1:] and depth > 0
+    if not whole:
+        out[p] = 0
+    if name.startswith("i"):
+        out[p, :rows, :columns] = product(a, b.T, name)
+    elif whole:
+        np.matmul(a, b.T, out=out[p])
+    elif depth:
+        out[p, :rows, :columns] = a @ b.T

@@ -206,7 +206,6 @@ class Compiler:
             if isinstance(arg.type, Pointer):
                 self.origin[value] = arg.name
 
-    # -- slots ------------------------------------------------------------------------------------------------------
     def slot(self, value: Value) -> int:
         return self._slots.setdefault(value, len(self._slots))
 
@@ -228,7 +227,6 @@ class Compiler:
             self.lines.append(loc)
         return self.lines.index(loc)
 
-    # -- steps ------------------------------------------------------------------------------------------------------
     def compute(self, op: Op, step: Step) -> None:
         """Add a step that sets the results of ``op`` and records nothing."""
         self.code.full.append(step)
@@ -269,8 +267,13 @@ class Compiler:
                 if len(sources) == 1:
                     self._deps[r] = sources[0]
                     continue
-                target = self.dep(r)
-                self.both(lambda f, t=target, s=sources: f.d.__setitem__(t, join(f.d, s)))
+                self._join(self.dep(r), sources)
+
+    def _join(self, target: int, sources: tuple[int, ...]) -> None:
+        def step(f: Frame) -> None:
+            f.d[target] = join(f.d, sources)
+
+        self.both(step)
 
     def block(self, block: Block) -> Code:
         """Compile a block into code of its own."""

@@ -15,9 +15,7 @@ def synchronises(functions: Iterable[Function]) -> bool:
         for op in function.walk():
             if op.name == "tt.atomic_cas" or (op.name == "tt.atomic_rmw" and op.attrs["words"][0] == "exch"):
                 return True
-            if op.name == "scf.while" and any(
-                inner.name in ATOMICS or inner.name == "tt.load" for inner in op.walk()
-            ):
+            if op.name == "scf.while" and any(inner.name in ATOMICS or inner.name == "tt.load" for inner in op.walk()):
                 return True
     return False
 

@@ -235,7 +235,10 @@ class _Analysis:
         maker = self.made_by.get(value)
         kind = str(value.type).removeprefix("tensor<").removesuffix(">")
         loc = maker.loc if maker is not None else self._loop_of(value)
-        return Tile(re.sub(r"(_\d+)?(#\d+)?$", "", value.name.lstrip("%")), kind, tile_bytes(value.type), 1, loc)
+        name = re.sub(r"(_\d+)?(#\d+)?$", "", value.name.lstrip("%"))
+        if name.isdigit() and maker is not None:  # Triton gave it no name
+            name = maker.name.partition(".")[2]
+        return Tile(name, kind, tile_bytes(value.type), 1, loc)
 
     def _loop_of(self, value: Value) -> Loc:
         for op in self.function.walk():

@@ -184,6 +184,17 @@ def parse(text: str) -> Module:
     return Parser(text).module()
 
 
+def check(module: Module) -> None:
+    """See that KernBench can run every operation of a module, before anything runs.
+
+    Raises:
+        KernelError: it cannot; the message names the operation, its source line, and what to do.
+    """
+    from kernbench.kernels import executor
+
+    executor.check(module)
+
+
 @lru_cache(maxsize=4096)
 def parse_type(text: str) -> Type:
     """The type written ``text``: ``f32``, ``!tt.ptr<f16>``, ``tensor<128x64x!tt.ptr<f16>>``, ``<32x64xf16>`` ..."""

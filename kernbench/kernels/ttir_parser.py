@@ -75,7 +75,7 @@ def _literal(text: str, elem: Scalar) -> int | float:
 
 
 def _constant(text: str, kind: Type) -> int | float | np.ndarray:
-    """The value of ``arith.constant``: a number (also for a block filled with one), or an array of the block's shape."""
+    """The value of ``arith.constant``: a number (also for a block filled with one), or an array of its shape."""
     elem = kind.elem if isinstance(kind, Tensor) else kind
     assert isinstance(elem, Scalar)
     if not text.startswith("dense<"):
@@ -123,7 +123,6 @@ class Parser:
         self.resolved: dict[str, Loc] = {}
         self.pending: list[tuple[Any, Callable[[], Loc]]] = []
 
-    # -- tokens ---------------------------------------------------------------------------------------------------
     def peek(self, text: str) -> bool:
         return self.texts[self.at] == text and self.kinds[self.at] != "string"
 
@@ -150,7 +149,6 @@ class Parser:
         while self.kinds[self.at] == "newline":
             self.at += 1
 
-    # -- structure ------------------------------------------------------------------------------------------------
     def module(self) -> Module:
         functions: dict[str, Function] = {}
         while True:
@@ -271,7 +269,6 @@ class Parser:
         self.scopes[-1][name] = value = Value(name, Opaque("?"))
         return value
 
-    # -- operations -----------------------------------------------------------------------------------------------
     def op(self) -> Op:
         result_names: list[str] = []
         while self.kinds[self.at] == "value":  # `%x, %y = ...` or `%x:2 = ...`
@@ -469,7 +466,6 @@ class Parser:
         self.at += 1
         return parse_type(self.texts[self.at - 1])
 
-    # -- attributes and locations ---------------------------------------------------------------------------------
     def dictionary(self) -> dict[str, Any]:
         entries: dict[str, Any] = {}
         self.expect("{")

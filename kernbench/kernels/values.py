@@ -1,8 +1,8 @@
 """Index values of many programs at once, kept symbolic.
 
-A block of indices such as ``pid*BLOCK + arange(0, BLOCK)`` is a sum with one term per axis, and a bounds mask is a product
-of intervals, one per axis. Kept that way, a pointer is a base address with strides, a load is a strided view, and
-nothing the size of a block is computed until data needs it.
+A block of indices such as ``pid*BLOCK + arange(0, BLOCK)`` is a sum with one term per axis, and a bounds mask is a
+product of intervals, one per axis. Kept that way, a pointer is a base address with strides, a load is a strided view,
+and nothing the size of a block is computed until data needs it.
 
 What a value may be, by what its slot in the executor holds (``P`` programs run together):
 
@@ -76,7 +76,7 @@ class AxisSum:
         low: Any = self.base
         high: Any = self.base
         for term, n in zip(self.terms, self.shape, strict=True):
-            if type(term) is int:
+            if isinstance(term, int):
                 low, high = low + min(0, term * (n - 1)), high + max(0, term * (n - 1))
             else:
                 low, high = low + term.min(axis=1), high + term.max(axis=1)
@@ -99,7 +99,7 @@ class AxisSum:
 
 def vector(term: Term, n: int) -> Ints:
     """A term's values, int64[P or 1, n]."""
-    if type(term) is int:
+    if isinstance(term, int):
         return (np.arange(n, dtype=np.int64) * term)[None]
     return term
 
@@ -160,7 +160,6 @@ def transpose(x: Any, order: tuple[int, ...]) -> Any:
     return x.transpose(0, *(d + 1 for d in order)) if isinstance(x, np.ndarray) else x
 
 
-# -- sums -------------------------------------------------------------------------------------------------------------
 def _plus_terms(a: Term, b: Term, n: int) -> Term:
     if type(a) is int:
         if a == 0:
@@ -219,7 +218,8 @@ def multiply(x: Any, y: Any) -> Any:
             t * factor if type(factor) is int or type(t) is not int else (vector(t, n) * factor if t else 0)
             for t, n in zip(x.terms, x.shape, strict=True)
         )
-        return AxisSum(x.shape, x.base * y.base, terms, lo, hi, x.step * y.base)
+        step = 0 if is_zero(x.step) else x.step * y.base
+        return AxisSum(x.shape, x.base * y.base, terms, lo, hi, step)
     return along_axis(np.multiply, x, y)
 
 
@@ -248,7 +248,6 @@ def along_axis(fn: Callable[..., Any], x: Any, y: Any = None) -> Any:
     return AxisSum(first.shape, 0, tuple(terms), int(values.min()), int(values.max()))
 
 
-# -- masks ------------------------------------------------------------------------------------------------------------
 class Mask:
     """A block of booleans: the elements where every part holds.
 
@@ -422,7 +421,7 @@ def _interval(predicate: str, c: int, b: Any, step: Any, n: int) -> Interval:
             raise Unfusable
         at = -b // c
         hit = at * c + b == 0
-        return (np.where(hit, at, n) if not type(b) is int else (at if hit else n), at + 1, 0, 0)
+        return (np.where(hit, at, n) if type(b) is not int else (at if hit else n), at + 1, 0, 0)
     if step % c:
         raise Unfusable
     if c > 0:
@@ -430,13 +429,12 @@ def _interval(predicate: str, c: int, b: Any, step: Any, n: int) -> Interval:
     return (b // -c + 1, n, step // -c, 0)
 
 
-# -- subsets of programs ----------------------------------------------------------------------------------------------
 def take(x: Any, index: NDArray[np.intp]) -> Any:
     """The value in the programs ``index`` only."""
     if isinstance(x, np.ndarray):
         return x if x.shape[0] == 1 and x.ndim > 1 else x[index]
     if isinstance(x, AxisSum):
-        terms = tuple(t if type(t) is int else rows(t, index) for t in x.terms)
+        terms = tuple(t if isinstance(t, int) else rows(t, index) for t in x.terms)
         base = x.base if type(x.base) is int else x.base[index]
         return AxisSum(x.shape, base, terms, x.lo, x.hi, x.step if type(x.step) is int else x.step[index])
     if isinstance(x, Mask):

@@ -142,21 +142,12 @@ class PatternBook:
             out = self._bytes_of(source, source_placed, "read")
             into = self._bytes_of(destination, destination_placed, "write")
             leaving, arriving = self._sets(out[None]), self._sets(into[None])
-            slot, nbytes, first, last = _match(
-                out.reshape(self.machine.cubes, -1).sum(1), into.reshape(self.machine.cubes, -1).sum(1)
-            )
             cubes = self.machine.cubes
-            source_set = np.where(first, leaving[0][slot // cubes], -1)
-            destination_set = np.where(last, arriving[0][slot % cubes], -1)
-            self._steps[key] = int(
-                self.patterns.add(
-                    np.array([len(slot)]),
-                    slot.astype(np.int32),
-                    nbytes,
-                    source_set.astype(np.int32),
-                    destination_set.astype(np.int32),
-                )[0]
-            )
+            slot, nbytes, most_out, most_in = _match(out.reshape(cubes, -1).sum(1), into.reshape(cubes, -1).sum(1))
+            source_set = np.where(most_out, leaving[0][slot // cubes], -1).astype(np.int32)
+            destination_set = np.where(most_in, arriving[0][slot % cubes], -1).astype(np.int32)
+            made = self.patterns.add(np.array([len(slot)]), slot.astype(np.int32), nbytes, source_set, destination_set)
+            self._steps[key] = int(made[0])
         return self._steps[key]
 
     def local_pass(self, reads: Sequence[Access], writes: Sequence[Access], placed: Sequence[Placed]) -> int:
@@ -276,25 +267,23 @@ class PatternBook:
 
 
 def _match(out: Int64s, into: Int64s) -> tuple[Int64s, Int64s, NDArray[np.bool_], NDArray[np.bool_]]:
-    """Pair what leaves each cube with what each cube takes, cube by cube in order, the same cubes first.
+    """Pair what leaves each cube with what each cube takes: equal cubes first, then what is left over in order.
 
-    Returns (slot, bytes, first, last): messages, whether each is the first of its source cube, the last of its
-    destination cube.
+    Returns (slot, bytes, most_out, most_in): messages, whether each is the largest from its source cube (and so is the
+    one to occupy its channels), the largest into its destination cube.
     """
     cubes = len(out)
     out, into = out.copy(), into.copy()
-    pairs = [(c, c) for c in range(cubes)] + [(s, d) for s in range(cubes) for d in range(cubes) if s != d]
     moved = np.zeros((cubes, cubes), np.int64)
-    for s, d in pairs:
+    for s, d in [(c, c) for c in range(cubes)] + [(s, d) for s in range(cubes) for d in range(cubes) if s != d]:
         amount = min(out[s], into[d])
         moved[s, d] += amount
         out[s] -= amount
         into[d] -= amount
     source, destination = np.nonzero(moved)
-    first = np.diff(source, prepend=-1) != 0
-    last = np.zeros(len(source), np.bool_)
-    last[[np.flatnonzero(destination == d)[-1] for d in np.unique(destination)]] = True
-    return source * cubes + destination, moved[source, destination], first, last
+    most_out = moved.argmax(1)[source] == destination
+    most_in = moved.argmax(0)[destination] == source
+    return source * cubes + destination, moved[source, destination], most_out, most_in
 
 
 def _copies(placement: Placement) -> list[Copy]:

@@ -42,7 +42,7 @@ def draw(run: Run, path: str | Path) -> None:
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
     _whole(panels[0], tree)
     if focus is not None:
-        leaves = [node for _, node in focus.walk() if node.phase is not None]
+        leaves = [node for _, node in focus.walk() if node.phase is not None and not node.children]
         colours = _colours([leaf.path for leaf in leaves])
         _by_rank(panels[1], run.timeline, focus, leaves, colours, ranks)
         _busy(panels[2], run.timeline, focus)
@@ -61,21 +61,18 @@ def _scale(span_ps: float) -> tuple[float, str]:
 
 
 def _whole(axes: Any, tree: list[Node]) -> None:
-    """One bar for the run, a piece for each top-level phase, with its name and time in it or above it."""
-    end = max(node.finish_ps for node in tree)
+    """One bar for the run, a piece for each top-level phase."""
+    end = max([1, *(node.finish_ps for node in tree)])
     size, unit = _scale(end)
     colours = _colours([node.path for node in tree])
     for node in tree:
-        start, width = node.start_ps / size, node.span_ps / size
-        axes.barh(0, width, left=start, color=colours[node.path], edgecolor="white")
         label = f"{node.name}  {units.time(node.span_ps)}"
-        if node.span_ps > 0.15 * end:
-            axes.text(start + width / 2, 0, label, ha="center", va="center", color="white", fontsize=9)
-        else:
-            side = "right" if start + width > 0.8 * end / size else "left"
-            at = start + width if side == "right" else start
-            axes.text(at, 0.5, label, ha=side, va="bottom", fontsize=8, color=colours[node.path])
-    axes.set(yticks=[], xlim=(0, end / size), ylim=(-0.5, 0.9), xlabel=f"whole run, {unit}")
+        axes.barh(
+            0, node.span_ps / size, left=node.start_ps / size, color=colours[node.path], edgecolor="white", label=label
+        )
+    axes.set(yticks=[], xlim=(0, end / size), ylim=(-0.5, 0.5), xlabel=f"whole run, {unit}")
+    if tree:
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=5, frameon=False, fontsize=8)
     _plain(axes)
 
 
@@ -90,7 +87,9 @@ def _by_rank(
             continue
         start = (command.ready_ps - focus.start_ps) / size
         width = (command.finish_ps - command.ready_ps) / size
-        axes.barh(command.bound.rank, width, left=start, height=0.8, color=colours[name], edgecolor="white", linewidth=0.5)
+        axes.barh(
+            command.bound.rank, width, left=start, height=0.8, color=colours[name], edgecolor="white", linewidth=0.5
+        )
     for leaf in leaves:
         label = f"{leaf.path.removeprefix(focus.path + '/')}  {units.time(leaf.span_ps)}"
         if leaf.phase is not None and leaf.phase.bound != "latency":

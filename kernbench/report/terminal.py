@@ -42,10 +42,12 @@ def _verdict(run: Run) -> list[Text]:
 
 
 def _phases(run: Run) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold", title_justify="left")
-    table.add_column("phase")
-    for column in ("time", "bound by", "busy", "GEMM", "HBM", "NoC", "SIP link", "HBM rate", "GEMM rate"):
-        table.add_column(column, justify="left" if column == "bound by" else "right")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("phase", no_wrap=True)
+    table.add_column("time", justify="right", no_wrap=True)
+    table.add_column("bound by", no_wrap=True)
+    for column in ("GEMM", "vector", "HBM", "NoC", "link"):
+        table.add_column(column, justify="right", no_wrap=True)
     for top in phase_tree(run.timeline):
         for depth, node in top.walk():
             table.add_row(*_row(node, depth), style="" if depth else "bold")
@@ -53,24 +55,17 @@ def _phases(run: Run) -> Table:
 
 
 def _row(node: Node, depth: int) -> list[str]:
-    name = "  " * depth + node.name
-    phase = node.phase
-    if phase is None or node.children:
-        return [name, units.time(node.span_ps)]
-    load = phase.load
-    binding = load.get(phase.bound)
-    seconds = phase.busy_ps / 1e12
+    name, span = "  " * depth + node.name, units.time(node.span_ps)
+    if node.phase is None or node.children:
+        return [name, span]
+    load, bound = node.phase.load, node.phase.bound
+    by = f"{bound} {units.percent(load[bound].peak)}" if bound in load else bound
     return [
         name,
-        units.time(node.span_ps),
-        phase.bound,
-        units.percent(binding.peak) if binding else "",
-        _mean(load.get("gemm")),
-        _mean(load.get("hbm")),
-        _peak(load.get("noc")),
-        _peak(load.get("sip link")),
-        units.rate(phase.hbm_bytes / seconds, "B/s") if phase.hbm_bytes else "",
-        units.rate(phase.flops / seconds, "FLOP/s") if phase.flops else "",
+        span,
+        by,
+        *(_mean(load.get(c)) for c in ("gemm", "vector", "hbm")),
+        *(_peak(load.get(c)) for c in ("noc", "sip link")),
     ]
 
 
@@ -85,11 +80,11 @@ def _peak(load: Load | None) -> str:
 def _totals(run: Run) -> Text:
     timeline, host = run.timeline, run.host_seconds
     text = Text.assemble(("simulated ", "bold"), units.time(timeline.makespan_ps), ("   host ", "bold"))
-    text.append(f"{host['total']:.1f} s (kernels and values {host['kernels']:.1f}, replay {host['replay']:.2f})")
-    text.append(f"   {timeline.count:,} ops, {timeline.events:,} events")
+    text.append(f"{host['total']:.1f} s: kernels and values {host['kernels']:.1f}, replay {host['replay']:.2f}")
     if run.host_bytes is not None:
-        text.append(f"   host memory about {units.size(run.host_bytes)}")
+        text.append(f"; memory about {units.size(run.host_bytes)}")
+    text.append(f"\nreplayed  {timeline.count:,} ops, {timeline.events:,} events")
     if timeline.clamped:
         text.append(f"\n{timeline.clamped} ops were recorded after their time had been replayed and run late", "yellow")
-    text.append("\nbusy: the busiest resource of the class that binds; GEMM and HBM: mean; links: the busiest one", "dim")
+    text.append("\nGEMM, vector, HBM: busy on average; NoC, link between SIPs, 'bound by': the busiest one", "dim")
     return text

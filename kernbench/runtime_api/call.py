@@ -64,7 +64,8 @@ class Call:
 
     def matches(self) -> tuple[Any, ...]:
         """What has to be alike on all ranks."""
-        return self.name.removeprefix("i"), self.elements, self.dtype.name, self.op, self.root
+        what = "message" if self.schedule.collective == "send" else self.name
+        return what, self.elements, self.dtype.name, self.op, self.root
 
     def __str__(self) -> str:
         sized = self.inputs or self.outputs
@@ -93,7 +94,8 @@ class Meeting:
         self._waiting: list[Rank] = []
 
     def missing(self) -> list[int]:
-        return [rank for rank in self.members if rank not in self.calls]
+        """The members that have not come."""
+        return [] if self.complete else [rank for rank in self.members if rank not in self.calls]
 
     def arrive(self, call: Call) -> None:
         self.calls[call.rank.index] = call
@@ -107,6 +109,7 @@ class Meeting:
             self.error = "\n".join(lines)
         else:
             self._carry_out(calls)
+            self.calls = {}  # they hold memory, which now dies with the last tensor and handle on it
         self.complete = True
         for rank in self._waiting:
             rank.wake()

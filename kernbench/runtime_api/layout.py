@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kernbench.sim_engine.oplog import Access
 
@@ -116,6 +117,14 @@ def expand(shape: Shape, strides: Shape, new: Shape) -> Shape:
         raise RuntimeError(f"a tensor of shape {shape} cannot be expanded to {new}")
     kept = (0 if have == 1 and want != 1 else s for have, want, s in zip(shape, new[lead:], strides, strict=True))
     return (0,) * lead + tuple(kept)
+
+
+def strided(values: NDArray[Any], shape: Shape, strides: Shape) -> NDArray[Any]:
+    """A view of an array's memory from its first element on; strides count elements."""
+    kind = values.dtype
+    bits = values.view(f"u{kind.itemsize}")  # as_strided does not know ml_dtypes' types
+    steps = [s * kind.itemsize for s in strides]
+    return np.lib.stride_tricks.as_strided(bits, shape, steps).view(kind)
 
 
 def access(address: int, shape: Shape, strides: Shape, itemsize: int) -> Access:

@@ -111,7 +111,12 @@ class Rank:
         self._touched = []
 
     def benchmark(self, fn: Callable[[], Any]) -> float:
-        return self.ctx.benchmark(fn)
+        # No other rank may run meanwhile: Triton's autotuner keeps what it is measuring in itself.
+        task, self.task = self.task, None
+        try:
+            return self.ctx.benchmark(fn)
+        finally:
+            self.task = task
 
     # Waiting.
 

@@ -274,8 +274,7 @@ class Tensor(Arithmetic, Views):
         made._init(shape, self.dtype, self.name)
         made._storage, made._strides, made._offset = self._storage, strides, self._offset + skipped
         if self._host is not None:
-            steps = [s * self.dtype.itemsize for s in strides]
-            made._host = np.lib.stride_tricks.as_strided(self._host, shape, steps)
+            made._host = layout.strided(self._host, shape, strides)
         return made
 
     @property
@@ -322,8 +321,7 @@ class Tensor(Arithmetic, Views):
         """The bytes in device memory, seen as values."""
         assert self._storage is not None
         flat = self._storage.allocation.bytes.view(self.dtype.storage)
-        strides = [s * self.dtype.itemsize for s in self._strides]
-        return np.lib.stride_tricks.as_strided(flat[self._offset :], self._shape, strides)
+        return layout.strided(flat[self._offset :], self._shape, self._strides)
 
     def _has_values(self) -> bool:
         """False where a timing-only run has skipped some of its values."""

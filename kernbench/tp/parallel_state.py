@@ -46,9 +46,9 @@ def initialize_model_parallel(
     for name, size in not_one.items():
         if size != 1:
             raise NotImplementedError(f"{name}={size}: only tensor and data parallelism are here; leave it at 1")
-    unknown = [name for name, value in other.items() if value not in (None, 1, False)]
-    if unknown:
-        raise NotImplementedError(f"initialize_model_parallel({unknown[0]}=...): not supported; leave it out")
+    asked = [name for name, value in other.items() if name not in _IRRELEVANT and value not in _NOTHING]
+    if asked:
+        raise NotImplementedError(f"initialize_model_parallel({asked[0]}={other[asked[0]]!r}): not here; leave it out")
     me = ranks.current()
     distributed = me.ctx.distributed
     assert distributed.is_initialized(), "torch.distributed is not initialized: call ctx.distributed.init_process_group"
@@ -69,6 +69,9 @@ def initialize_model_parallel(
 
 
 _KEY = "kernbench.tp"
+_IRRELEVANT = ("distributed_timeout_minutes", "create_gloo_process_groups", "high_priority_stream_groups")
+"""Arguments of Megatron's that change nothing in a simulator."""
+_NOTHING = (None, False, "tp-cp-ep-dp-pp")
 
 
 def _own(groups: list[Any]) -> ProcessGroup:

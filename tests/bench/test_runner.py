@@ -22,8 +22,15 @@ def test_file_without_bench(tmp_path):
 
 
 def test_parameters_take_the_type_of_their_default(tmp_path):
-    module = load(write(tmp_path, "def bench(ctx, n: int = 1, scale: float = 2.0, on: bool = False, name: str = 'a'): ..."))
-    assert parameters(module, {"n": "7", "scale": "0.5", "on": "yes"}) == {"n": 7, "scale": 0.5, "on": True, "name": "a"}
+    module = load(
+        write(tmp_path, "def bench(ctx, n: int = 1, scale: float = 2.0, on: bool = False, name: str = 'a'): ...")
+    )
+    assert parameters(module, {"n": "7", "scale": "0.5", "on": "yes"}) == {
+        "n": 7,
+        "scale": 0.5,
+        "on": True,
+        "name": "a",
+    }
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Triton's launches reach KernBench inside a context, and only there."""
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -13,17 +14,33 @@ from kernbench.kernels.standalone import StandaloneDevice
 
 triton = pytest.importorskip("triton")
 
+import triton.language as tl  # noqa: E402
 import tutorial_kernels as tutorials  # noqa: E402
 
-import kernbench.kernels.triton_backend as backend  # noqa: E402
-
+from kernbench.kernels import triton_backend as backend  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 
 
-def run(code: str) -> str:
+@triton.jit
+def scale_kernel(x_ptr, out_ptr, nothing_ptr, affine, one, N: tl.constexpr):
+    at = tl.arange(0, N)
+    y = tl.load(x_ptr + at) * affine[0] + affine[1] + one
+    if nothing_ptr is not None:
+        y = tl.load(nothing_ptr + at)
+    tl.store(out_ptr + at, y)
+
+
+@triton.jit
+def descriptor_kernel(descriptor, out_ptr):
+    at = tl.arange(0, 16)
+    tl.store(out_ptr + at[:, None] * 16 + at[None, :], descriptor.load([0, 0]))
+
+
+def run(code: str, **env: str) -> str:
     """Output of a fresh interpreter."""
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, cwd=ROOT)
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ | env)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
@@ -106,6 +123,45 @@ def test_gpu_options_are_accepted_and_unknown_ones_refused():
             tutorials.add_kernel[(1,)](x, x, out, 5, BLOCK_SIZE=8, num_warp=16)
 
 
+def test_a_second_launch_parses_and_compiles_nothing(monkeypatch):
+    with StandaloneDevice() as device:
+        x, out = device.array(np.ones(5, np.float32)), device.empty((5,), "f32")
+        tutorials.add(x, x, out, block=32)
+        monkeypatch.setattr("kernbench.kernels.ttir.parse", None)
+        monkeypatch.setattr("triton.compiler.compile", None)
+        tutorials.add(x, x, out, block=32)
+        assert len(device.records) == 2
+
+
+def test_tuples_none_and_ones_are_passed_as_triton_passes_them():
+    with StandaloneDevice() as device:
+        x, out = device.array(np.arange(4, dtype=np.float32)), device.empty((4,), "f32")
+        scale_kernel[(1,)](x, out, None, (2, 0.5), 1, N=4)
+        assert out.numpy().tolist() == [1.5, 3.5, 5.5, 7.5]
+
+
+def test_a_host_descriptor_says_what_to_use_instead():
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    with StandaloneDevice() as device:
+        x, out = device.empty((16, 16), "f32"), device.empty((16, 16), "f32")
+        descriptor = TensorDescriptor(x, [16, 16], [16, 1], [16, 16])
+        with pytest.raises(NotImplementedError, match=r"make_tensor_descriptor"):
+            descriptor_kernel[(1,)](descriptor, out)
+
+
+def test_the_interpreter_is_warned_about():
+    code = """
+        import warnings
+        import triton
+        from kernbench.kernels.standalone import StandaloneDevice
+        with warnings.catch_warnings(record=True) as caught, StandaloneDevice():
+            pass
+        print([str(w.message).split(",")[0] for w in caught])
+    """
+    assert run(code, TRITON_INTERPRET="1") == "['TRITON_INTERPRET is set']"
+
+
 def test_num_stages_reaches_the_scratchpad():
     with StandaloneDevice() as device:
         a = device.empty((64, 64), "f16")
@@ -121,7 +177,9 @@ def test_a_tile_larger_than_the_scratchpad_raises_tritons_own_error():
 
     with StandaloneDevice(Target(tcm_capacity=100_000, programs_in_flight=2, pes=4)) as device:
         a = device.empty((128, 128), "f16")
-        with pytest.raises(TritonOutOfResources, match=r"accumulator: 128x128xf32  \(tutorial_kernels\.py:") as caught:
+        with pytest.raises(
+            TritonOutOfResources, match=r"65,536 B  \w+: 128x128xf32  \(tutorial_kernels\.py:"
+        ) as caught:
             tutorials.matmul(a, a, a)
         assert isinstance(caught.value, OutOfResources)
         tutorials.matmul(a, a, a, tile=(64, 64, 64), num_stages=1)

@@ -45,7 +45,11 @@ class Draft:
         """Of (slot, bytes, source set, destination set)."""
         slot, nbytes, source, destination = np.array(messages, np.int64).reshape(-1, 4).T
         made = self.patterns.add(
-            np.array([len(messages)]), slot.astype(np.int32), nbytes, source.astype(np.int32), destination.astype(np.int32)
+            np.array([len(messages)]),
+            slot.astype(np.int32),
+            nbytes,
+            source.astype(np.int32),
+            destination.astype(np.int32),
         )
         return int(made[0])
 
@@ -95,7 +99,8 @@ class Draft:
 
 
 def random_draft(rng: np.random.Generator, links: int = 6, acyclic: bool = True) -> Draft:
-    """Queues of every kind, messages over shared links and channels, and dependencies that never make a cycle (or may)."""
+    """Queues of every kind, messages over shared links and channels, and dependencies that never make a cycle (or
+    may)."""
     draft = Draft()
     for _ in range(int(rng.integers(1, 7))):
         engine = int(rng.integers(-1, 4))
@@ -109,7 +114,9 @@ def random_draft(rng: np.random.Generator, links: int = 6, acyclic: bool = True)
     routes = []
     for _ in range(int(rng.integers(2, 8))):
         some = rng.permutation(links)[: rng.integers(0, links)]
-        routes.append(draft.route(*((int(link), int(rng.integers(0, 9))) for link in some), request=int(rng.integers(0, 12))))
+        routes.append(
+            draft.route(*((int(link), int(rng.integers(0, 9))) for link in some), request=int(rng.integers(0, 12)))
+        )
     slots = 3
     paths = [
         draft.path(*(int(r) for r in rng.choice(routes, slots)), access=int(rng.integers(0, 20)))
@@ -134,6 +141,11 @@ def random_draft(rng: np.random.Generator, links: int = 6, acyclic: bool = True)
             draft.fixed(queue, int(rng.integers(0, 50)), *deps, release=release)
         else:
             draft.transfer(
-                queue, int(rng.choice(patterns)), int(rng.choice(paths)), *deps, least=int(rng.integers(0, 40)), release=release
+                queue,
+                int(rng.choice(patterns)),
+                int(rng.choice(paths)),
+                *deps,
+                least=int(rng.integers(0, 40)),
+                release=release,
             )
     return draft

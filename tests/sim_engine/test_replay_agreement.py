@@ -1,5 +1,7 @@
 """The compiled core and the reference give the same times, whatever the schedule and however it is cut into replays."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from engine_schedules import BareMachine, random_draft
@@ -84,4 +86,4 @@ def test_every_op_respects_what_it_waits_for(seed):
         spans = sorted(
             (done.start[op], done.finish[op]) for op, (q, *_) in enumerate(draft.ops) if draft.queues[q][2] == engine
         )
-        assert all(a[1] <= b[0] for a, b in zip(spans, spans[1:], strict=False))
+        assert all(a[1] <= b[0] for a, b in pairwise(spans))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,7 +12,7 @@ import triton.backends
 import triton.backends.driver as base
 from triton.backends.compiler import GPUTarget
 
-from kernbench.kernels import device
+from kernbench.kernels import device as devices
 from kernbench.kernels.kernel import Kernel
 from kernbench.kernels.launch import launch
 from kernbench.kernels.triton_backend import NAME
@@ -23,16 +24,13 @@ _tuners: weakref.WeakSet[Any] = weakref.WeakSet()
 class _Utils:
     """What Triton asks of a device when it loads a binary."""
 
-    def load_binary(self, name: str, binary: bytes, shared: int, device: Any) -> tuple[None, str, int, int, int]:
-        return None, binary.decode(), 0, 0, 2**30
+    def load_binary(self, name: str, binary: bytes, shared: int, device: Any) -> tuple[None, bytes, int, int, int]:
+        # No module: Triton would ask whichever driver is active when it dies to unload it.
+        return None, binary, 0, 0, 2**30
 
     def get_device_properties(self, device: Any) -> dict[str, int]:
         # Scratchpad is checked at launch, against the machine of the rank that launches.
-        return {"max_shared_mem": 2**62, "multiprocessor_count": device_target().pes, "warpSize": 1}
-
-
-def device_target() -> device.Target:
-    return device.current().target
+        return {"max_shared_mem": 2**62, "multiprocessor_count": devices.current().target.pes, "warpSize": 1}
 
 
 class Launcher:
@@ -63,7 +61,7 @@ class Launcher:
         grid_y: int,
         grid_z: int,
         stream: Any,
-        function: str,
+        function: bytes,
         packed: Any,
         launch_metadata: Any,
         enter_hook: Callable[[Any], Any] | None,
@@ -71,13 +69,21 @@ class Launcher:
         *args: Any,
     ) -> None:
         if self.kernel is None:
-            self.kernel = Kernel(self.name, function, self.num_stages, self.constexprs, names=self.names)
+            self.kernel = Kernel(self.name, function.decode(), self.num_stages, self.constexprs, names=self.names)
         if enter_hook is not None:
             enter_hook(launch_metadata)
         values = [args[i] for i in self.runtime] if self.flat else list(_flatten(self.kinds, args))
         launch(self.kernel, (grid_x, grid_y, grid_z), values)
         if exit_hook is not None:
             exit_hook(launch_metadata)
+
+
+def launcher(source: Any, metadata: Any) -> Launcher:
+    """The launcher of a compiled kernel. Triton asks before every launch (having been given no module to keep)."""
+    made: Launcher | None = getattr(source, "_kernbench_launcher", None)
+    if made is None:
+        made = source._kernbench_launcher = Launcher(source, metadata)
+    return made
 
 
 def _constants(source: Any) -> list[Any]:
@@ -99,14 +105,14 @@ def simulated_time(fn: Callable[[], Any], *, quantiles: Sequence[float] | None =
     for cell in getattr(fn, "__closure__", None) or ():
         if isinstance(cell.cell_contents, triton.runtime.Autotuner):
             _tuners.add(cell.cell_contents)
-    milliseconds = device.current().benchmark(fn)
+    milliseconds = devices.current().benchmark(fn)
     return milliseconds if quantiles is None else [milliseconds] * len(quantiles)
 
 
 class KernBenchDriver(base.DriverBase):
     """The driver of the simulated device. Which rank's device it is, the current context says at each launch."""
 
-    launcher_cls = Launcher
+    launcher_cls = staticmethod(launcher)
 
     def __init__(self) -> None:
         super().__init__()
@@ -157,6 +163,13 @@ def take_over() -> None:
     import triton.testing
     from triton.runtime import driver as config
 
+    if triton.knobs.runtime.interpret:
+        warnings.warn(
+            "TRITON_INTERPRET is set, so kernels made now run in Triton's interpreter, which cannot read simulated "
+            "memory and has no time: unset it to run them in KernBench",
+            RuntimeWarning,
+            stacklevel=4,
+        )
     register()
     for tuner in _tuners:
         tuner.cache.clear()

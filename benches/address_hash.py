@@ -1,8 +1,8 @@
 """Which hash of address to channel keeps a GEMM's memory balanced, and what it costs to replay.
 
-Runs the tutorial's matrix multiplication (4096^3 in float16, tiles 128 x 128 x 64) timing-only on one AHBM SIP, once for
-each hash, and on matrices whose rows are padded by one granule. Prints how long binding and replay take, how many events
-there are, and how evenly the channels are used. Needs Triton.
+Runs the tutorial's matrix multiplication (4096^3 in float16, tiles 128 x 128 x 64) timing-only on one AHBM SIP, once
+for each hash, and on matrices whose rows are padded by one granule. Prints how long binding and replay take, how many
+events there are, and how evenly the channels are used. Needs Triton.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def measure(hash_name: str, padding: int) -> tuple[str, ...]:
 
 
 def main() -> None:
-    table = Table(title=f"tutorial 03 at {SIZE}^3 on 64 PEs, 128 channels, granule {GRANULE} B", title_justify="left")
-    for column in ("hash", "row padding", "simulated", "HBM mean", "HBM peak", "GEMM", "ops", "events", "bind + replay"):
+    table = Table(title=f"tutorial 03 at {SIZE}^3 on 64 PEs, 128 channels, granule {GRANULE} B")
+    for column in ("hash", "row padding", "time", "HBM mean", "HBM peak", "GEMM", "ops", "events", "bind + replay"):
         table.add_column(column, justify="right")
     measure("xor", 0)  # the first launch compiles the kernel
     for hash_name in ("xor", "modulo"):

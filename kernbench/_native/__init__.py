@@ -10,6 +10,7 @@ import ctypes
 import os
 import sys
 import warnings
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -26,10 +27,8 @@ def _candidates() -> list[Path]:
     if not here.exists():  # an editable install keeps sources here and the library in site-packages
         from importlib.metadata import PackageNotFoundError, distribution
 
-        try:
+        with suppress(PackageNotFoundError):
             found.append(Path(str(distribution("kernbench").locate_file(f"kernbench/_native/{_FILE}"))))
-        except PackageNotFoundError:
-            pass
     return found
 
 

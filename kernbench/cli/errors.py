@@ -14,7 +14,7 @@ PACKAGE = str(Path(__file__).resolve().parents[1])
 
 
 def user_line(error: BaseException) -> str | None:
-    """``file:line`` of the innermost frame that belongs to neither KernBench, an installed package nor Python itself."""
+    """``file:line`` of the innermost frame that belongs neither to KernBench nor to Python or an installed package."""
     outside = (PACKAGE, sys.prefix, sys.base_prefix, "<")
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         if not frame.filename.startswith(outside):

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernbench.kernels import loopfuse
+from kernbench.kernels.dataflow import data_values
 from kernbench.kernels.plan import (
     CARRIER,
     Code,
@@ -28,7 +29,7 @@ from kernbench.kernels.plan import (
     unsupported,
 )
 from kernbench.kernels.recorder import Deps, Index
-from kernbench.kernels.ttir import Block, Function, Op, Tensor, Value
+from kernbench.kernels.ttir import Block, Function, Loc, Op, Tensor, Value
 from kernbench.kernels.values import merge, take
 
 Part = tuple[Index, list[Any], list[Deps]]
@@ -318,8 +319,6 @@ class Body:
                 self.end.append(("branch", condition, waits, ways))
             else:
                 raise unsupported(last, "as the end of a block")
-        self.captures = [c.captured(self.blocks[i:]) for i in range(len(self.blocks))]
-        self.everything = c.captured([Block((), [op for b in self.blocks for op in b.ops])])
 
     def run(self, f: Frame, with_values: bool) -> list[Part]:
         """Execute; returns what each group of programs returned."""
@@ -349,19 +348,24 @@ class Body:
             return parts
 
 
-def compile_function(function: Function, functions: dict[str, Function], num_stages: int, lines: Any = None) -> Plan:
-    """The plan of a function.
+def compile_function(
+    function: Function,
+    functions: dict[str, Function],
+    num_stages: int,
+    lines: list[Loc] | None = None,
+    given: Sequence[bool] = (),
+) -> Plan:
+    """The plan of a function. ``given`` says which arguments are data, ``lines`` collects source lines.
 
     Raises:
         KernelError: it uses an operation that KernBench does not run; nothing has run then.
     """
-    c = Compiler(function, functions, num_stages, lines)
+    arguments = zip(function.body.entry.args, given, strict=False)
+    data = data_values(function, frozenset(v for v, is_data in arguments if is_data))
+    c = Compiler(function, functions, num_stages, lines, data)
     for value in function.body.entry.args:
         c.slot(value)
-    body = Body(c, function)
-    plan = c.finish(body.code)
-    plan.run_blocks = body.run
-    return plan
+    return c.finish(Body(c, function).run)
 
 
 @emits("tt.call")
@@ -369,7 +373,7 @@ def emit_call(c: Compiler, op: Op) -> None:
     callee = c.functions.get(op.attrs["callee"])
     if callee is None:
         raise unsupported(op, f"a call of {op.attrs['callee']}, which the module does not define")
-    plan = compile_function(callee, c.functions, c.num_stages, c.lines)
+    plan = compile_function(callee, c.functions, c.num_stages, c.lines, [v in c.data for v in op.operands])
     c.largest_tile = max(c.largest_tile, plan.largest_tile)
     given, outlet = Inlet(c, op.operands), Outlet(c, op.results)
 
@@ -383,7 +387,7 @@ def emit_call(c: Compiler, op: Op) -> None:
             if dep:
                 d[dep] = rows
         frame = Frame(f.launch, f.recorder, v, d, f.count, f.pids, f.members, f.control)
-        parts = plan.run_blocks(frame, with_values)
+        parts = plan.run(frame, with_values)
         rejoin(f, [frame])
         if len(parts) == 1:
             outlet.put(f, parts[0][1], parts[0][2])

@@ -17,6 +17,7 @@ READS = frozenset(
         "tt.atomic_cas",
         "tt.descriptor_load",
         "tt.descriptor_gather",
+        "tt.call",
     }
 )
 """Operations whose result comes from memory."""
@@ -32,10 +33,11 @@ def is_float(kind: Type) -> bool:
     return isinstance(elem, Scalar) and elem.name.startswith(("f", "bf", "tf"))
 
 
-def data_values(function: Function) -> frozenset[Value]:
+def data_values(function: Function, given: frozenset[Value] = frozenset()) -> frozenset[Value]:
     """The data values of a function, scalars included: results of reads, what is computed from data, and float tiles
-    computed from anything but constants. What a loop carries is data when any iteration may carry data."""
-    data: set[Value] = set()
+    computed from anything but constants. What a loop carries is data when any iteration may carry data. ``given`` are
+    arguments that are data; the results of a call always are."""
+    data: set[Value] = set(given)
     before = -1
     while before != len(data):
         before = len(data)
@@ -64,7 +66,7 @@ def _spread(block: Block, data: set[Value]) -> None:
 
 def _spread_for(op: Op, data: set[Value]) -> None:
     body = op.regions[0].entry
-    if any(v in data for v in op.operands[:3]):
+    if any(v in data for v in (op.operands[0], op.operands[2])):  # an upper bound decides how often, not what it is
         data.add(body.args[0])
     _flow(op.operands[3:], body.args[1:], data)
     _spread(body, data)

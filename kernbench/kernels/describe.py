@@ -121,27 +121,28 @@ def _strided(w: Window) -> list[Part]:
 
 
 def _strided_in_loop(w: Window) -> list[Part]:
-    """As :func:`_strided` where the mask moves with the iterations. Programs that it never clips are a part of their
-    own."""
+    """As :func:`_strided` where the mask moves with the iterations. An axis that it never clips does not move; neither
+    does any where it leaves nothing in any iteration."""
     assert w.hi_step is not None and w.trips is not None
     strides = _numbers(w.terms)
     if min(strides) < 0 or (w.lo > 0).any():
         raise Unfusable
-    last = np.maximum(w.trips - 1, 0)
-    ends = np.minimum(w.hi, w.hi + last[:, None] * np.array(w.hi_step))
-    free = np.asarray((ends >= w.dims).all(axis=1))
+    final = w.hi + (w.trips - 1)[:, None] * np.array(w.hi_step)
+    nothing = np.asarray((np.maximum(w.hi, final) <= w.lo).any(axis=1))
+    never = np.minimum(w.hi, final) >= w.dims
+    moves = np.where(never | nothing[:, None], 0, np.array(w.hi_step))
+    hi = np.where(nothing[:, None], 0, np.where(never | (moves == 0), np.minimum(w.hi, w.dims), w.hi))
+    distinct, which = np.unique(moves, axis=0, return_inverse=True)
     parts: list[Part] = []
-    if free.any():
-        index = np.flatnonzero(free)
-        some = w.select(index)
-        parts += _within(index, _strided(replace(some, hi=np.zeros_like(some.hi) + w.dims, hi_step=None)))
-    if not free.all():
-        index = np.flatnonzero(~free)
-        some = w.select(index)
+    for i, row in enumerate(distinct):
+        index = np.flatnonzero(np.ravel(which) == i)
+        some = replace(w.select(index), hi=hi[index], hi_step=None)
+        if not row.any():
+            parts += _within(index, _strided(some))
+            continue
         axes = _order(strides, w.dims)
-        layout = _layout(w, axes, strides, w.hi_step)
-        lengths = np.where(np.array(w.hi_step) == 0, np.minimum(some.hi, w.dims), some.hi)
-        extent = _extent(lengths, np.zeros(len(index), np.bool_), axes, strides, w.itemsize)
+        layout = _layout(w, axes, strides, tuple(row.tolist()))
+        extent = _extent(some.hi, np.zeros(len(index), np.bool_), axes, strides, w.itemsize)
         parts.append((index, layout, Columns(some.base, extent)))
     return [(None, *parts[0][1:])] if len(parts) == 1 else parts
 

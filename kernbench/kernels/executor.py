@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kernbench.kernels import control, ops_float, ops_int, ops_memory, ops_reduce, ops_shape
+from kernbench.kernels import control, ops_float, ops_int, ops_memory, ops_reduce, ops_shape  # noqa: F401  emitters
 from kernbench.kernels.plan import Frame, Launch, Plan
 from kernbench.kernels.recorder import Recorder
 from kernbench.kernels.slices import synchronises, written_args
@@ -42,9 +41,7 @@ class Prepared:
         self.args = function.args
 
     def chunk(self, enable_data: bool) -> int:
-        """Programs to run together."""
-        if self.serial:
-            return 1
+        """Programs to run together, where none waits for another."""
         largest = self.plan.largest_tile if enable_data else self.plan.largest_needed
         return max(1, min(MOST_PROGRAMS, CHUNK_ELEMENTS // largest))
 
@@ -104,7 +101,7 @@ def execute(
             written.add(owner.base)
     launch = Launch(kernel.name, space, recorder, grid, kernel.num_stages, frozenset(written))
     total = grid[0] * grid[1] * grid[2]
-    together = chunk or prepared.chunk(enable_data)
+    together = 1 if prepared.serial else chunk or prepared.chunk(enable_data)
     with np.errstate(all="ignore"):
         for first in range(0, total, together):
             programs = np.arange(first, min(total, first + together), dtype=np.int64)
@@ -113,7 +110,7 @@ def execute(
             for slot, value in zip(plan.args, values, strict=True):
                 v[slot] = value
             frame = Frame(launch, recorder, v, [()] * plan.dep_slots, len(programs), _pids(programs, grid))
-            plan.run_blocks(frame, enable_data)
+            plan.run(frame, enable_data)
             recorder.finish(programs)
     return KernelRecord(kernel.name, grid, recorder.blocks(), list(plan.lines))
 
@@ -134,14 +131,3 @@ def _pids(programs: NDArray[np.int64], grid: tuple[int, int, int]) -> tuple[Any,
     """Program ids along each axis: ints where all agree."""
     x, y, z = programs % grid[0], programs // grid[0] % grid[1], programs // (grid[0] * grid[1])
     return tuple(int(p[0]) if len(p) == 1 or grid[i] == 1 else p.astype(np.int32) for i, p in enumerate((x, y, z)))  # type: ignore[return-value]
-
-
-@cache
-def supported() -> frozenset[str]:
-    """Names of the operations that can run."""
-    from kernbench.kernels.plan import EMITTERS
-
-    return frozenset(EMITTERS)
-
-
-__all__ = ["check", "execute", "ops_memory", "ops_reduce", "ops_shape", "prepare", "supported"]

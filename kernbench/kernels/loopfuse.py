@@ -121,9 +121,11 @@ class FusedLoop:
         self, f: Frame, lower: Any, step: Any, trips: Any, with_values: bool, fallback: Callable[[Frame], None]
     ) -> bool:
         """Execute the loop in the programs of a frame. False: nothing happened, it has to run step by step."""
-        if not isinstance(step, int):
+        if not isinstance(step, int) or not np.any(trips):
             return False
         try:
+            if not np.all(trips):
+                raise Unfusable(np.asarray(trips) > 0)  # a loop that runs no time leaves no row
             seen = self._symbolic(f, lower, step, trips)
         except Unfusable as no:
             if no.ok is None or not no.ok.any():

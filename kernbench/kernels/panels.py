@@ -176,55 +176,55 @@ def accumulate(
     return np.zeros((f.count, *shape), CARRIER[name]) if total is None else total
 
 
-def _multiply(
-    left: Panel, right: Panel, total: NDArray[Any] | None, shape: tuple[int, ...], name: str
-) -> NDArray[Any]:
+def _multiply(left: Panel, right: Panel, total: NDArray[Any] | None, shape: tuple[int, ...], name: str) -> NDArray[Any]:
     """One product per program, or for several whose operands lie side by side."""
     programs = len(left.depth)
     out = np.empty((programs, *shape), CARRIER[name])
-    exact = name.startswith("i")
     down, across = _neighbours(left, right), _neighbours(right, left)
     p = 0
     while p < programs:
-        depth = int(left.depth[p])
         stop = p + 1
-        for side, (wide, narrow), way in ((0, (left, right), down), (1, (right, left), across)):
+        way = down if stop < programs and down[stop] else across
+        while stop < programs and way[stop]:
+            stop += 1
+        if stop == p + 1 or not left.depth[p] or name.startswith("i"):
             stop = p + 1
-            while not exact and depth and stop < programs and way[stop]:
-                stop += 1
-            if stop > p + 1:
-                a = wide.rows(p, (stop - p) * wide.block, depth)
-                b = narrow.rows(p, narrow.block, depth)
-                if side == 0:
-                    np.matmul(a, b.T, out=out[p:stop].reshape(-1, shape[1]))
-                else:
-                    made = np.matmul(b, a.T).reshape(shape[0], stop - p, shape[1])
-                    out[p:stop] = made.transpose(1, 0, 2)
-                break
+            _one(left, right, p, out, name)
+        elif way is down:
+            _together(left, right, p, out[p:stop])
         else:
-            _one(left, right, p, depth, out, name)
+            _together(right, left, p, out[p:stop].transpose(0, 2, 1))
         p = stop
     return out if total is None else total + out
 
 
 def _neighbours(wide: Panel, narrow: Panel) -> NDArray[np.bool_]:
     """bool[P]: programs whose rows of ``wide`` follow the ones of the program before, on the same ``narrow``."""
-    programs = len(wide.depth)
-    follows = np.zeros(programs, np.bool_)
-    if wide.offsets is not None or narrow.offsets is not None or not (wide.merged and narrow.merged):
-        return follows
-    whole = (wide.length == wide.block) & (narrow.length == narrow.block)
-    follows[1:] = (
-        whole[1:]
-        & whole[:-1]
-        & (np.diff(wide.start) == wide.block * wide.stride)
-        & (np.diff(narrow.start) == 0)
-        & (np.diff(wide.depth) == 0)
-    )
+    follows = np.zeros(len(wide.depth), np.bool_)
+    if wide.offsets is None and narrow.offsets is None and wide.merged and narrow.merged:
+        same = (np.diff(x) == 0 for x in (wide.depth, wide.length, narrow.length, narrow.start))
+        follows[1:] = np.logical_and.reduce([*same, np.diff(wide.start) == wide.length[:-1] * wide.stride])
     return follows
 
 
-def _one(left: Panel, right: Panel, p: int, depth: int, out: NDArray[Any], name: str) -> None:
+def _together(wide: Panel, narrow: Panel, p: int, out: NDArray[Any]) -> None:
+    """``out`` [count, rows, columns] of programs ``p`` and those after it, that follow each other along ``wide``."""
+    count, depth = len(out), int(wide.depth[p])
+    rows, columns = int(wide.length[p]), int(narrow.length[p])
+    a, b = wide.rows(p, count * rows, depth), narrow.rows(p, columns, depth)
+    if (rows, columns) == out.shape[1:] and out.flags.c_contiguous:
+        np.matmul(a, b.T, out=out.reshape(-1, columns))
+        return
+    if (rows, columns) != out.shape[1:]:
+        out[...] = 0
+    if out.flags.c_contiguous:
+        out[:, :rows, :columns] = np.matmul(a, b.T).reshape(count, rows, columns)
+    else:
+        out[:, :rows, :columns] = np.matmul(b, a.T).reshape(columns, count, rows).transpose(1, 2, 0)
+
+
+def _one(left: Panel, right: Panel, p: int, out: NDArray[Any], name: str) -> None:
+    depth = int(left.depth[p])
     a, b = left.of(p, depth), right.of(p, depth)
     rows, columns = a.shape[0], b.shape[0]
     whole = (rows, columns) == out.shape[1:] and depth > 0

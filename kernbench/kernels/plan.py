@@ -13,7 +13,6 @@ from pathlib import PurePath
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from kernbench.kernels.dataflow import VIEWS, data_values
 from kernbench.kernels.errors import KernelError
@@ -142,15 +141,14 @@ class Plan:
     args: tuple[int, ...]
     """Slots of the function's parameters."""
     arg_deps: tuple[int, ...]
-    blocks: list[Code]
-    run_blocks: Any = None
+    run: Any
+    """``run(frame, with_values)`` executes it and returns what each group of programs returned."""
     lines: list[Loc] = field(default_factory=list)
+    """Source lines that rows refer to by index."""
     largest_tile: int = 1
     """Elements of the largest block of data."""
     largest_needed: int = 1
     """The same of what a timing-only run computes."""
-    stored_args: frozenset[int] = frozenset()
-    """Parameters the function may write through."""
 
 
 def run(steps: list[Step], frame: Frame) -> None:
@@ -306,7 +304,7 @@ class Compiler:
         outside = [v for v in used if v not in defined]
         return tuple(self.slot(v) for v in outside), self.deps(outside)
 
-    def finish(self, blocks: list[Code]) -> Plan:
+    def finish(self, run_blocks: Any) -> Plan:
         entry = self.function.body.entry.args
         return Plan(
             self.function,
@@ -314,7 +312,7 @@ class Compiler:
             self._dep_count,
             tuple(self.slot(v) for v in entry),
             tuple(self.dep(v) for v in entry),
-            blocks,
+            run_blocks,
             lines=self.lines,
             largest_tile=self.largest_tile,
             largest_needed=self.largest_needed,
@@ -378,7 +376,3 @@ def unsupported(op: Op, detail: str = "") -> KernelError:
         f"{where(op.loc)}: KernBench does not run the operation {what}"
         f"{f' that this line of {name} becomes' if name else ''}. What to do: {instead}."
     )
-
-
-def as_array(x: Any, dtype: Any) -> NDArray[Any]:
-    return np.asarray(x, dtype)

@@ -96,12 +96,12 @@ def dtype(spec: Any) -> DType:
         return spec
     text = spec if isinstance(spec, str) else str(spec)
     found = _BY_NAME.get(text.removeprefix("torch."))
-    if found is None and not isinstance(spec, str):
+    if found is None and spec is not None and not isinstance(spec, str):  # numpy takes None for float64
         try:
             found = _BY_NAME.get(np.dtype(spec).name)
         except TypeError:
             found = None
     if found is None:
         names = ", ".join(d.name for d in _ALL)
-        raise TypeError(f"unknown dtype {spec!r}: expected one of {names}, their torch or numpy names, or a dtype object")
+        raise TypeError(f"unknown dtype {spec!r}: expected one of {names}, a torch or numpy name, or a dtype object")
     return found

@@ -168,7 +168,8 @@ class AddressSpace:
         where = f"bytes {address:#x}..{address + nbytes:#x}"
         found = self.find(address)
         if found is not None:
-            return f"{where} start in '{found.name}' ({found.nbytes} bytes) and end {address + nbytes - found.end} bytes past it"
+            past = address + nbytes - found.end
+            return f"{where} start in '{found.name}' ({found.nbytes} bytes) and end {past} bytes past it"
         at = bisect_right(self._bases, address) - 1
         if at < 0:
             return f"{where} lie in no allocation"

@@ -133,8 +133,8 @@ class Ahbm:
     def synchronize(self, device: Any = None) -> None:
         """The host waits for everything that is queued; collectives that other ranks still have to join included."""
         sip = self._sip(device)
-        for flight in sip.flights.all():
-            flight.operation.complete()
+        for call in dict.fromkeys(flight.call for flight in sip.flights.all):
+            call.complete()
         sip.synchronize()
 
     # Streams and events.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from kernbench.runtime_api import copies
 from kernbench.runtime_api import rank as ranks
 from kernbench.runtime_api.group import ProcessGroup
 from kernbench.runtime_api.tensor import Tensor
@@ -70,6 +71,7 @@ class Arguments:
             raise RuntimeError(
                 f"tensor '{tensor.name}' is on the host: collectives need device tensors; .to('{DEVICE_TYPE}') it"
             )
+        copies.driver(tensor)
         return tensor
 
     def _list(self, tensors: list[Tensor], count: int, like: Tensor, name: str) -> None:

@@ -10,7 +10,7 @@ from kernbench.ccl import Schedule
 from kernbench.memory import DType
 from kernbench.runtime_api.errors import MismatchError
 from kernbench.runtime_api.scheduler import Wait
-from kernbench.runtime_api.stream import StreamState
+from kernbench.runtime_api.stream import Clock
 from kernbench.runtime_api.where import Where
 from kernbench.sim_engine.oplog import Collective
 
@@ -42,8 +42,8 @@ class Call:
     scratch: Storage | None = None
     command: Collective | None = None
     """Its line in the record; None where the collective does nothing at all."""
-    stream: StreamState | None = None
-    position: int = 0
+    ended: tuple[int, Clock] | None = None
+    """The event behind it on its stream, and what comes before that."""
     after: list[Callable[[], None]] = field(default_factory=list)
     """What the rank does itself once it has waited."""
     result: list[Tensor] = field(default_factory=list)
@@ -99,7 +99,7 @@ class Meeting:
 
     def arrive(self, call: Call) -> None:
         self.calls[call.rank.index] = call
-        if self.missing():
+        if len(self.calls) < len(self.members):
             return
         calls = [self.calls[rank] for rank in self.members]
         if len({call.matches() for call in calls}) > 1:
@@ -107,6 +107,9 @@ class Meeting:
             lines += [f"  rank {call.rank.index}: {call}" for call in calls]
             lines.append("Every rank has to make the same call with the same number of elements, dtype and options.")
             self.error = "\n".join(lines)
+            for call in calls:
+                if call.command is not None:
+                    call.command.done = ()  # in the record it does nothing
         else:
             self._carry_out(calls)
             self.calls = {}  # they hold memory, which now dies with the last tensor and handle on it
@@ -122,14 +125,15 @@ class Meeting:
             rank.park_until(lambda: self.complete, Wait(f"{name} {self.what}", where, self.missing))
 
     def poll(self, rank: Rank) -> bool:
-        """Whether every part has arrived, once no other rank can move: so that the answer does not depend on who
+        """Whether every part has arrived by the time that no rank can move: so that the answer does not depend on who
         happened to run first."""
-        if not self.complete:
-            self._waiting.append(rank)
-            rank.settle()
-            if rank in self._waiting:
-                self._waiting.remove(rank)
-        return self.complete
+        if self.complete:
+            return True
+        self._waiting.append(rank)
+        answer = rank.ask(lambda: self.complete)
+        if rank in self._waiting:
+            self._waiting.remove(rank)
+        return self.complete if answer is None else answer
 
 
 class Work:
@@ -151,10 +155,8 @@ class Work:
         first, call.observed = not call.observed, True
         if self._meeting.error is not None:
             raise MismatchError(self._meeting.error)
-        if call.stream is not None and call.rank.is_running():
-            sip = call.sip
-            if sip.current.clock.get(call.stream.number, 0) < call.position:
-                sip.order(call.stream, sip.current)
+        if call.ended is not None and call.rank.is_running():
+            call.sip.wait_event(call.sip.current, *call.ended)
         if first:
             for action in call.after:
                 action()

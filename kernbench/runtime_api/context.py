@@ -35,8 +35,8 @@ ENTERED = -1
 
 
 class RuntimeContext(Factories, Functional):
-    """Open it with ``with``; inside, the main program is rank 0 of a world of one, and ``multiprocessing.spawn`` makes
-    worlds of more.
+    """Open it with ``with``; inside, the main program drives the first SIP alone, and ``multiprocessing.spawn`` makes
+    ranks that drive one SIP each.
 
     Args:
         engine: the machine and where the run is recorded.
@@ -172,12 +172,10 @@ class RuntimeContext(Factories, Functional):
         """When everything recorded so far runs. Within a rank it first lets every other rank go as far as it can, so
         that the answer does not depend on who happened to run first."""
         rank = ranks.current_in(self) if self._before else self._main
-        rank.settle()
         if rank.task is None:
             for context in self.running:
                 context.settle()
-        self._sort_ranges()
-        return self.engine.replay()
+        return rank.ask(self._replay)
 
     def benchmark(self, fn: Callable[[], Any]) -> float:
         """Simulated milliseconds of what ``fn`` launches, alone on an idle machine and left out of the record."""
@@ -219,6 +217,10 @@ class RuntimeContext(Factories, Functional):
         for sip in self.sips:
             sip.add(Collective("spawn", release, [], () if sip is first else ((first.index, ENTERED),)))
             sip.synchronize()
+
+    def _replay(self) -> Timeline:
+        self._sort_ranges()
+        return self.engine.replay()
 
     def _sort_ranges(self) -> None:
         """Number the phases by rank and first use, whoever happened to come first."""

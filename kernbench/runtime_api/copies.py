@@ -46,7 +46,7 @@ def _from_host(target: Tensor, source: Tensor, blocking: bool) -> None:
         target._set_host(values, values is not None)
         return
     sip = driver(target).sip
-    sip.touch([target._storage.allocation])
+    sip.touch(target, writes=True)
     store(target, values)
     placed = sip.placed([target._storage.allocation])
     sip.queue(Copy("h2d", target._access(), target.nbytes, sip.current.number, blocking, placements=placed))
@@ -55,14 +55,14 @@ def _from_host(target: Tensor, source: Tensor, blocking: bool) -> None:
 def _within(target: Tensor, source: Tensor) -> None:
     assert target._storage is not None and source._storage is not None
     sip = driver(target).sip
-    allocations = [target._storage.allocation, source._storage.allocation]
     plain = target.shape == source.shape and target.is_contiguous() and source.is_contiguous()
     if not plain or target.dtype != source.dtype:
         from kernbench.kernels import builtin
 
         builtin.copy(target, source.expand(target.shape))
         return
-    sip.touch(allocations)
+    sip.touch(target, writes=True)
+    sip.touch(source)
     store(target, source._device_view() if source._has_values() else None)
     sip.queue(Copy("d2d", target._access(), target.nbytes, sip.current.number, blocking=False, source=source._access()))
 
@@ -118,7 +118,7 @@ def fill(target: Tensor, value: Any, name: str = "fill", op: str = "") -> None:
 
         builtin.fill(target, value)
         return
-    sip.touch([target._storage.allocation])
+    sip.touch(target, writes=True)
     store(target, None if value is None else np.asarray(value))
     if target.nbytes:
         address, itemsize = target.data_ptr(), target.dtype.itemsize
@@ -126,7 +126,7 @@ def fill(target: Tensor, value: Any, name: str = "fill", op: str = "") -> None:
         rank.submit(made)
 
 
-def as_tensor(value: Any, like: Tensor) -> Tensor:
+def as_tensor(value: Any) -> Tensor:
     """``value`` if it is a tensor, else a host tensor of it."""
     from kernbench.runtime_api.tensor import Tensor
 

@@ -35,6 +35,13 @@ class Distributed(Messages):
         self.ReduceOp, self.GroupMember, self.P2POp = ReduceOp, GroupMember, P2POp
         self.Work, self.ProcessGroup = Work, ProcessGroup
 
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(
+            f"ctx.distributed has no '{name}'. It has all_reduce, broadcast, reduce, all_gather, reduce_scatter, "
+            "gather, scatter, all_to_all, barrier, send, recv, their async and single-tensor forms, and new_group. "
+            "Python objects need no collective: ranks share one process"
+        )
+
     # Setting up.
 
     def is_available(self) -> bool:
@@ -48,27 +55,30 @@ class Distributed(Messages):
         world_size: int = -1,
         rank: int = -1,
     ) -> None:
-        """Join the group of all ranks of this spawn (of one rank in the main program).
+        """Join the group of all ranks of this spawn.
+
+        In the main program it is the group of all SIPs, one rank each: ``get_world_size()`` then says how many ranks to
+        spawn, and these are members from their start (a call of their own changes nothing).
 
         Raises:
             ValueError: it is initialised already, another backend is asked for, or the world size or the rank given is
                 not the spawn's.
         """
         me = self._me()
-        if "default" in me.local:
+        if "default" in me.local and not me.inherits("default"):
             raise ValueError("trying to initialize the default process group twice!")
         if backend not in (None, DEVICE_TYPE):
             raise ValueError(f"init_process_group(backend={backend!r}): the backend is '{DEVICE_TYPE}'")
-        if world_size not in (-1, me.world.size):
+        size = me.world.size if me.task is not None else len(self._ctx.sips)
+        if world_size not in (-1, size):
             raise ValueError(
-                f"init_process_group(world_size={world_size}): this spawn has {me.world.size} ranks; leave it out, or "
+                f"init_process_group(world_size={world_size}): this spawn has {size} ranks; leave it out, or "
                 f"spawn with nprocs={world_size}"
             )
         if rank not in (-1, me.index):
             raise ValueError(f"init_process_group(rank={rank}): this is rank {me.index}; leave it out")
-        everyone = tuple(range(me.world.size))
-        group = me.world.groups.setdefault("default", ProcessGroup(me.world, "default", everyone))
-        me.local["default"] = group
+        group = me.world.groups.setdefault("default", ProcessGroup(me.world, "default", tuple(range(size))))
+        me.keep("default", group, lambda: self.init_process_group(backend))
 
     def is_initialized(self) -> bool:
         return "default" in self._me().local

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ DEFAULT = "f16"
 class Factories:
     """Mixed into RuntimeContext. Arguments common to all of them:
 
+    shape: a sequence, after which dtype, dp and name may follow without their names; or sizes one by one.
     dtype: anything :func:`kernbench.memory.dtype` understands; f16 where nothing else is said.
     dp: how a device tensor spreads over cubes and PEs (:class:`kernbench.policy.placement.dp.DPPolicy`); it changes
         what an access costs, never a value. None interleaves it over all channels.
@@ -41,17 +43,20 @@ class Factories:
         self, *shape: Any, dtype: Any = DEFAULT, dp: DPPolicy | None = None, name: str = "", device: Any = None
     ) -> Tensor:
         """Memory that nothing has written. It reads as zeros."""
-        return self._new(layout.sizes(*shape), dtype, name, dp, device)
+        sizes, dtype, dp, name = _arguments(shape, dtype, dp, name)
+        return self._new(sizes, dtype, name, dp, device)
 
     def zeros(
         self, *shape: Any, dtype: Any = DEFAULT, dp: DPPolicy | None = None, name: str = "", device: Any = None
     ) -> Tensor:
-        return self.full(layout.sizes(*shape), 0, dtype, dp, name, device)
+        sizes, dtype, dp, name = _arguments(shape, dtype, dp, name)
+        return self.full(sizes, 0, dtype, dp, name, device)
 
     def ones(
         self, *shape: Any, dtype: Any = DEFAULT, dp: DPPolicy | None = None, name: str = "", device: Any = None
     ) -> Tensor:
-        return self.full(layout.sizes(*shape), 1, dtype, dp, name, device)
+        sizes, dtype, dp, name = _arguments(shape, dtype, dp, name)
+        return self.full(sizes, 1, dtype, dp, name, device)
 
     def full(
         self,
@@ -94,7 +99,7 @@ class Factories:
 
     def host_empty(self, *shape: Any, dtype: Any = DEFAULT, name: str = "tensor") -> Tensor:
         """A host tensor; in a timing-only run one that has a size and no memory."""
-        sizes = layout.sizes(*shape)
+        sizes, dtype, _, name = _arguments(shape, dtype, None, name)
         if self.enable_data:
             return Tensor(sizes, dtype, name)
         return Tensor._without_values(sizes, dtype, name)
@@ -176,3 +181,11 @@ class Factories:
 
 
 _dtype = dtype
+
+
+def _arguments(given: tuple[Any, ...], kind: Any, dp: Any, name: str) -> tuple[layout.Shape, Any, Any, str]:
+    """(shape, dtype, dp, name) of ``zeros(shape, dtype, dp, name)`` and of ``zeros(2, 3, dtype=...)``."""
+    if len(given) > 1 and isinstance(given[0], Sequence):
+        rest = (*given[1:], *(kind, dp, name)[len(given) - 1 :])
+        return layout.sizes(given[0]), *rest
+    return layout.sizes(*given), kind, dp, name

@@ -90,7 +90,7 @@ class Functional:
             if t.shape[:at] + t.shape[at + 1 :] != first.shape[:at] + first.shape[at + 1 :]:
                 raise RuntimeError(f"cat along dim {dim}: shapes {first.shape} and {t.shape} differ in another one")
         shape = (*first.shape[:at], sum(t.shape[at] for t in tensors), *first.shape[at + 1 :])
-        made = ops._like(first, shape, first.dtype)
+        made = ops.like(first, shape, first.dtype)
         start = 0
         for t in tensors:
             made.narrow(at, start, t.shape[at]).copy_(t)

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from kernbench import ccl
-from kernbench.memory import DType
 from kernbench.runtime_api import lowering
+from kernbench.runtime_api import rank as running
 from kernbench.runtime_api.call import Call, Meeting, Work
+from kernbench.runtime_api.errors import MismatchError
 from kernbench.runtime_api.storage import Storage
-from kernbench.runtime_api.stream import Flight
 from kernbench.runtime_api.where import Where, user_line
 from kernbench.sim_engine.oplog import Collective
 
@@ -40,9 +40,7 @@ class ProcessGroup:
 
     def rank(self) -> int:
         """The running rank's number in this group; -1 if it is no member."""
-        from kernbench.runtime_api import rank as ranks
-
-        return self.number_of(ranks.current_in(self.world.ctx).index)
+        return self.number_of(running.current_in(self.world.ctx).index)
 
     def number_of(self, rank: int) -> int:
         """The number in this group of a global rank, or -1."""
@@ -73,7 +71,6 @@ class ProcessGroup:
         after: list[Callable[[], None]] | None = None,
         members: tuple[int, ...] | None = None,
         channel: str = "",
-        kind: DType | None = None,
         **options: Any,
     ) -> Work:
         """Enter a collective.
@@ -96,13 +93,15 @@ class ProcessGroup:
         tensors = inputs + (outputs or [])
         sip = rank.sip
         rank.breathe()
-        sip.touch([t._storage.allocation for t in tensors if t._storage is not None])
+        writes = outputs or ([] if schedule.slots.outputs else inputs)
+        for tensor in tensors:
+            sip.touch(tensor, any(tensor is written for written in writes))
         call = Call(
             name=name,
             rank=rank,
             sip=sip,
             where=user_line(),
-            dtype=kind or tensors[0].dtype,
+            dtype=tensors[0].dtype,
             inputs=inputs,
             outputs=outputs or [],
             schedule=schedule,
@@ -135,7 +134,7 @@ class ProcessGroup:
     def _queue(self, call: Call, key: tuple[str, int], scratch: int) -> None:
         """Put this rank's part into the record, on a stream of its own that comes after the current one."""
         sip = call.sip
-        call.stream = carrier = sip.carrier(key[0])
+        carrier = sip.carrier(key[0])
         sip.order(sip.current, carrier)
         if scratch:
             # It belongs to the carrier's stream, so that nothing else can have it before the collective is over, and
@@ -152,9 +151,12 @@ class ProcessGroup:
         call.command = Collective(call.name, name, [], PENDING, carrier.number, sent)
         call.command.placements = sip.placed(s.allocation for s in storages.values())
         sip.queue(call.command, carrier)
-        call.position = carrier.position
-        flight = Flight(call.name, call.where, carrier.number, carrier.position, call, (tensors, call.scratch))
-        sip.take_off([storage.allocation for storage in storages.values()], flight)
+        call.ended = sip.record_event(carrier)
+        in_place = not call.schedule.slots.outputs
+        for tensor in call.inputs:
+            sip.take_off(tensor, in_place, call, carrier)
+        for tensor in call.outputs:
+            sip.take_off(tensor, True, call, carrier)
 
 
 def subgroup(world: World, rank: Rank, members: tuple[int, ...], where: Where, name: str) -> ProcessGroup:
@@ -163,8 +165,6 @@ def subgroup(world: World, rank: Rank, members: tuple[int, ...], where: Where, n
     Raises:
         MismatchError: another rank's call at the same place in the order named other ranks.
     """
-    from kernbench.runtime_api.errors import MismatchError
-
     count = rank.local.setdefault("new_group", itertools.count(1))
     name = f"{name} {next(count)}"
     if name not in world.groups:

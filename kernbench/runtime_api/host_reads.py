@@ -1,7 +1,7 @@
 """Reading a tensor on the host, and the closed list of everything that does.
 
 A host read is a barrier for what the tensor depends on: it comes after everything queued on the current stream, the
-host waits for it, and a tensor that a collective still works on must not be read by the rank that started it.
+host waits for it, and what a collective is still to write must not be read by the rank that started it.
 Reading another rank's tensor shows what its memory holds and waits for nothing, since waiting for that rank's
 collectives could need the very rank that reads.
 """
@@ -27,9 +27,10 @@ HOST_READS = (
     "tolist",
     "cpu",
     "data",
-    "__getitem__",
+    "__getitem__",  # of one element; a slice is a view, and reading the view is the read
     "__repr__",
     "__array__",
+    "__dlpack__",
     "__bool__",
     "__float__",
     "__int__",
@@ -43,7 +44,9 @@ def install(cls: type[Tensor]) -> None:
     """Put the barrier in front of every method and property in the list."""
     for name in HOST_READS:
         member = vars(cls)[name]
-        if isinstance(member, property):
+        if name == "__getitem__":
+            cls.__getitem__ = _guarded_element(member)  # type: ignore[method-assign]
+        elif isinstance(member, property):
             assert member.fget is not None
             setattr(cls, name, property(_guarded(member.fget), doc=member.__doc__))
         else:
@@ -59,15 +62,26 @@ def _guarded(read: Any) -> Any:
     return after_barrier
 
 
+def _guarded_element(index: Any) -> Any:
+    @functools.wraps(index)
+    def before_barrier(self: Tensor, key: Any) -> Tensor:
+        view: Tensor = index(self, key)
+        if view.ndim == 0:
+            barrier(view)
+        return view
+
+    return before_barrier
+
+
 def barrier(tensor: Tensor) -> None:
-    """Raise InFlightError where the running rank itself has a collective at work on ``tensor``."""
+    """Raise InFlightError where a collective of the running rank itself is still to write ``tensor``."""
     storage = tensor._storage
     if storage is None:
         return
     rank = reader(storage)
     if rank is not None:
         rank.breathe()
-        storage.sip.touch([storage.allocation])
+        storage.sip.touch(tensor)
 
 
 def reader(storage: Storage) -> Rank | None:

@@ -91,9 +91,14 @@ class Messages(Arguments):
     def _anyone(self, group: ProcessGroup, tag: int) -> int:
         """The lowest group rank that has a message for this one, once no other rank can move."""
         me = self._me()
-        while True:
-            me.settle()
+
+        def lowest() -> int | None:
             for number, sender in enumerate(group.ranks):
                 channel = f":{sender}->{me.index}" + (f" tag {tag}" if tag else "")
                 if group.has_message(sender, me.index, channel):
                     return number
+            return None
+
+        while (found := me.ask(lowest)) is None:
+            pass
+        return int(found)

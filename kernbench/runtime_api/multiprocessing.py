@@ -57,6 +57,7 @@ class SpawnContext:
         self._ctx = ctx
         self._joined: set[int] = set()
         self._closed = False
+        self._parent = ranks.current_in(ctx)
         for index in range(nprocs):
             rank = Rank(self.world, index, index)
             rank.task = self.hub.add(index, self._body(rank, fn, args))
@@ -65,6 +66,7 @@ class SpawnContext:
         def body() -> None:
             ranks.enter(rank)
             try:
+                rank.inherit(self._parent)
                 fn(rank.index, *args)
             finally:
                 ranks.leave(rank)

@@ -64,7 +64,7 @@ def binary(op: str, a: Any, b: Any, out: Tensor | None = None) -> Tensor:
         return _number_first(op, a, b)
     other: Any = _scalar(b)
     if other is None:
-        other = copies.as_tensor(b, a)
+        other = copies.as_tensor(b)
         _one_device(op, a, other)
         kind = promote(a.dtype, other.dtype)
         shape = layout.broadcast(a.shape, other.shape)
@@ -84,7 +84,7 @@ def binary(op: str, a: Any, b: Any, out: Tensor | None = None) -> Tensor:
     if isinstance(other, Tensor):
         row = other.ndim == 1 and other.shape == shape[-1:] and other.is_contiguous()
         right = other.to(dtype=kind) if row else _shaped(other, shape, kind)
-    made = _like(a, shape, kind) if out is None or not out.is_contiguous() else out
+    made = like(a, shape, kind) if out is None or not out.is_contiguous() else out
     builtin.elementwise(op, made, left, right)
     return made if out is None or out is made else out.copy_(made)
 
@@ -96,7 +96,7 @@ def _number_first(op: str, a: Any, b: Tensor) -> Tensor:
     if op == "sub":
         return binary("add", binary("mul", b, -1), a)
     kind = b.dtype if b.is_floating_point() else dtype("f32")
-    return binary(op, _like(b, b.shape, kind).fill_(a), b)
+    return binary(op, like(b, b.shape, kind).fill_(a), b)
 
 
 def unary(op: str, x: Tensor) -> Tensor:
@@ -107,7 +107,7 @@ def unary(op: str, x: Tensor) -> Tensor:
 
     if op == "neg" and not x.is_floating_point():
         return binary("mul", x, -1)
-    made = _like(x, x.shape, x.dtype)
+    made = like(x, x.shape, x.dtype)
     builtin.activation(op, made, x.contiguous())
     return made
 
@@ -118,7 +118,7 @@ def rowwise(name: str, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         raise NotImplementedError(f"{name} of a host tensor: put it on the device first with .to('ahbm')")
     from kernbench.kernels import builtin
 
-    made = _like(x, x.shape, x.dtype)
+    made = like(x, x.shape, x.dtype)
     getattr(builtin, name)(made, x.contiguous(), *args, **kwargs)
     return made
 
@@ -151,7 +151,7 @@ def matmul(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     else:
         from kernbench.kernels import builtin
 
-        made = _like(a, (rows.shape[0], b.shape[1]), a.dtype)
+        made = like(a, (rows.shape[0], b.shape[1]), a.dtype)
         builtin.matmul(made, rows, b, None if bias is None else bias.contiguous())
     return made if a.ndim == 2 else made.view(*a.shape[:-1], b.shape[1])
 
@@ -159,7 +159,7 @@ def matmul(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
 def _batched(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
     lead = layout.broadcast(a.shape[:-2], b.shape[:-2])
     left, right = a.expand(*lead, *a.shape[-2:]), b.expand(*lead, *b.shape[-2:])
-    made = _like(a, (*lead, a.shape[-2], b.shape[-1]), a.dtype)
+    made = like(a, (*lead, a.shape[-2], b.shape[-1]), a.dtype)
     for index in np.ndindex(*lead):
         made[index].copy_(matmul(left[index], right[index], bias))
     return made
@@ -205,7 +205,7 @@ def _of_values(values: NDArray[Any], kind: DType) -> Tensor:
     return Tensor._of_array(cast(np.asarray(values), kind))
 
 
-def _like(x: Tensor, shape: layout.Shape, kind: DType) -> Tensor:
+def like(x: Tensor, shape: layout.Shape, kind: DType) -> Tensor:
     """A new tensor on ``x``'s device."""
     from kernbench.runtime_api.tensor import Tensor
 

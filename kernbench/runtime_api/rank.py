@@ -58,6 +58,8 @@ class Rank:
         self.rng = self.seeded(np.random.SeedSequence([self.ctx.seed, index]))
         self.local: dict[Any, Any] = {}
         """State that other packages keep per rank, such as tensor parallelism's."""
+        self._makers: dict[Any, Callable[[], Any]] = {}
+        self._inherited: set[Any] = set()
         self.target: Target = self.ctx.target
         self.enable_data: bool = self.ctx.enable_data
         self._touched: list[Allocation] = []
@@ -67,6 +69,26 @@ class Rank:
     @staticmethod
     def seeded(seed: int | np.random.SeedSequence) -> np.random.Generator:
         return np.random.Generator(np.random.Philox(seed))
+
+    # State that ranks get from the main program, as if it had been set up for them.
+
+    def keep(self, key: Any, value: Any, make: Callable[[], Any]) -> None:
+        """Set ``local[key]``. Where the main program does, the ranks it spawns call ``make`` before anything else."""
+        self.local[key] = value
+        self._makers[key] = make
+
+    def inherits(self, key: Any) -> bool:
+        """Whether ``local[key]`` came with the spawn. Says so once: whoever sets it up again has it for their own."""
+        inherited = key in self._inherited
+        self._inherited.discard(key)
+        return inherited
+
+    def inherit(self, parent: Rank) -> None:
+        """Make what ``parent`` keeps, in the order in which it came to it, if it is the main program."""
+        for key, make in parent._makers.items():
+            if key in parent.local and parent.task is None:
+                make()
+                self._inherited.add(key)
 
     # The SIP it drives.
 
@@ -88,9 +110,8 @@ class Rank:
         return sip
 
     def is_running(self) -> bool:
-        """Whether this rank is who runs now."""
-        stack = _stack()
-        return bool(stack) and stack[-1] is self
+        """Whether this rank's flow of control is who runs now."""
+        return Strand.current() is (None if self.task is None else self.task.strand)
 
     @property
     def space(self) -> AddressSpace:
@@ -101,12 +122,13 @@ class Rank:
         return self.sip.current.number
 
     def touch(self, allocations: list[Allocation]) -> None:
+        # What is in flight is checked against the bytes that the kernel turns out to touch, in submit().
         self.breathe()
-        self.sip.touch(allocations)
         self._touched = allocations
 
     def submit(self, record: KernelRecord) -> None:
         sip = self.sip
+        sip.touch_by_kernel(record)
         sip.queue(Launch(record, sip.current.number, placements=sip.placed(self._touched)))
         self._touched = []
 
@@ -123,6 +145,10 @@ class Rank:
     def park_until(self, done: Callable[[], bool], wait: Wait) -> None:
         """Give way until ``done()``. Whoever makes it true wakes :attr:`task`."""
         while not done():
+            if not self.is_running():
+                raise ContextError(
+                    f"{wait.what} at {wait.where} is rank {self.index}'s: only that rank can wait for it"
+                )
             if self.task is None or self.world.hub is None:
                 raise ContextError(
                     f"the main program waits in {wait.what} at {wait.where}, but it is alone: run ranks with "
@@ -135,10 +161,11 @@ class Rank:
         if self.task is not None and self.world.hub is not None:
             self.world.hub.wake(self.task)
 
-    def settle(self) -> None:
-        """Give way until no other rank of this world can move, or somebody wakes it."""
-        if self.task is not None and self.world.hub is not None:
-            self.world.hub.settle(self.task)
+    def ask(self, question: Callable[[], Any]) -> Any:
+        """What ``question()`` says once no rank of this world can move; None if somebody wakes this one before that."""
+        if self.task is None or self.world.hub is None:
+            return question()
+        return self.world.hub.ask(self.task, question)
 
     def breathe(self) -> None:
         """A point where a shuffled schedule may switch ranks."""

@@ -1,8 +1,8 @@
 """Runs ranks one at a time. Only the hub decides who goes on; a rank that has to wait gives way to it.
 
-A rank is *ready*, *parked* until somebody wakes it, or *settling*: waiting until no other rank can move, for those few
-questions whose answer would else depend on who happened to run first. When nobody is ready and nobody settles, the
-parked ones are in a deadlock.
+A rank is *ready*, *parked* until somebody wakes it, or *asking*: waiting until no rank can move, for those few
+questions whose answer would else depend on who happened to run first. All of them are answered together, before anybody
+goes on. When nobody is ready and nobody asks, the parked ones are in a deadlock.
 """
 
 from __future__ import annotations
@@ -41,6 +41,9 @@ class Task:
         self.queued = False
         """It stands in the hub's queue of ready ranks."""
         self.waiting: Wait | None = None
+        self.question: Callable[[], Any] | None = None
+        """What it asks while it waits for the answer."""
+        self.answer: Any = None
         self.raise_next: BaseException | None = None
         """Raised in the rank as soon as it goes on."""
         self.stopped = False
@@ -66,7 +69,7 @@ class Hub:
     def __init__(self, seed: int | None = None) -> None:
         self.tasks: list[Task] = []
         self._ready: deque[Task] = deque()
-        self._settling: list[Task] = []
+        self._asking: list[Task] = []
         self._random = None if seed is None else random.Random(seed)
         self._idle_rounds = 0
 
@@ -92,7 +95,7 @@ class Hub:
                 return
 
     def is_quiet(self) -> bool:
-        """Nobody is ready; those that settle have not been answered."""
+        """Nobody is ready; those that ask have not been answered."""
         return not self._ready
 
     def _queue(self, task: Task) -> None:
@@ -118,28 +121,38 @@ class Hub:
                 raise task.strand.error
 
     def _free_somebody(self) -> bool:
-        """Nobody is ready: let the settling ones go on, or end the parked ones. False: all have ended."""
+        """Nobody is ready: answer those that ask, or end the parked ones. False: all have ended."""
         parked = self._unfinished()
         if any(task.failed for task in self.tasks):
             self._stop(parked)
-        elif self._settling and self._idle_rounds < IDLE_ROUNDS:
+        elif self._asking and self._idle_rounds < IDLE_ROUNDS:
             self._idle_rounds += 1
-            settled, self._settling = self._settling, []
-            for task in sorted(settled, key=lambda task: task.rank):
+            asking, self._asking = sorted(self._asking, key=lambda task: task.rank), []
+            for task in asking:
+                self._answer(task)
+            for task in asking:
                 self._queue(task)
         elif parked:
             report = self._deadlock(parked)
-            self._settling.clear()
+            self._asking.clear()
             for task in parked:
                 task.raise_next = DeadlockError(report)
                 self._queue(task)
         return bool(parked)
 
+    @staticmethod
+    def _answer(task: Task) -> None:
+        assert task.question is not None
+        try:
+            task.answer = task.question()
+        except Exception as error:
+            task.raise_next = error
+
     def _unfinished(self) -> list[Task]:
         return [task for task in self.tasks if not task.strand.ended]
 
     def _stop(self, tasks: list[Task]) -> None:
-        self._settling.clear()
+        self._asking.clear()
         for task in tasks:
             task.stopped = True
             self._queue(task)
@@ -176,12 +189,16 @@ class Hub:
         task.waiting = None
         self._check(task)
 
-    def settle(self, task: Task) -> None:
-        """Give way until no other rank can move, or somebody wakes ``task``."""
+    def ask(self, task: Task, question: Callable[[], Any]) -> Any:
+        """Give way until no rank can move and return what ``question()`` says then; None if somebody wakes ``task``
+        before that."""
         self._check(task)
-        self._settling.append(task)
+        task.question, task.answer = question, None
+        self._asking.append(task)
         task.strand.give_way()
+        task.question = None
         self._check(task)
+        return task.answer
 
     def breathe(self, task: Task) -> None:
         """Give way at random where ranks are shuffled, else do nothing."""
@@ -192,10 +209,10 @@ class Hub:
             self._check(task)
 
     def wake(self, task: Task) -> None:
-        """``task`` can go on. It may be parked, settling, or neither."""
+        """``task`` can go on. It may be parked, asking, or neither."""
         self._idle_rounds = 0
-        if task in self._settling:
-            self._settling.remove(task)
+        if task in self._asking:
+            self._asking.remove(task)
             self._queue(task)
         elif task.waiting is not None:
             self._queue(task)

@@ -6,12 +6,16 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from kernbench.memory import INTERLEAVED, AddressSpace, Allocation
+from kernbench.runtime_api import footprint
 from kernbench.runtime_api.stream import Clock, Flight, Flights, StreamState, merge
+from kernbench.runtime_api.where import user_line
 from kernbench.sim_engine.oplog import Command, EventRecord, EventWait, HostSync, Placed
 
 if TYPE_CHECKING:
+    from kernbench.runtime_api.call import Call
     from kernbench.runtime_api.context import RuntimeContext
-    from kernbench.sim_engine.oplog import OpLog
+    from kernbench.runtime_api.tensor import Tensor
+    from kernbench.sim_engine.oplog import KernelRecord, OpLog
 
 
 class Sip:
@@ -100,13 +104,21 @@ class Sip:
 
     # Tensors in flight.
 
-    def touch(self, allocations: list[Allocation]) -> None:
-        """Raise InFlightError if the current stream may not touch one of these yet."""
-        self.flights.check(allocations, self.current.clock, self.host_clock)
+    def touch(self, tensor: Tensor, writes: bool = False) -> None:
+        """Raise InFlightError if the current stream may not read, or write, a tensor of this SIP yet."""
+        if self.flights:
+            self.flights.check(*tensor._range(), writes, (self.current.clock, self.host_clock))
 
-    def take_off(self, allocations: list[Allocation], flight: Flight) -> None:
-        for allocation in allocations:
-            self.flights.add(allocation, flight)
+    def touch_by_kernel(self, record: KernelRecord) -> None:
+        """Raise InFlightError if the current stream may not yet touch what a kernel has touched."""
+        if self.flights:
+            for writes, start, end, (file, line) in footprint.of_kernel(record):
+                by = f"kernel '{record.name}' launched at {user_line()} ({file}:{line})"
+                self.flights.check(start, end, writes, (self.current.clock, self.host_clock), by)
+
+    def take_off(self, tensor: Tensor, writes: bool, call: Call, stream: StreamState) -> None:
+        """``tensor`` is in flight until what is on ``stream`` now has run."""
+        self.flights.all.append(Flight(tensor, writes, call, stream.number, stream.position))
 
     def _land(self) -> None:
         clocks = []

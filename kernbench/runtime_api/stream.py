@@ -1,21 +1,23 @@
 """Streams, and what is known to have finished before what.
 
 A stream keeps a *clock*: for every other stream, up to which of its commands everything lies before what is queued here
-next. The host has such a clock too. An asynchronous collective puts its tensors *in flight*; a stream may touch them
-once its clock, or the host's, has passed the collective.
+next. The host has such a clock too. An asynchronous collective puts its tensors *in flight*; a stream may write them,
+and read what the collective writes, once its clock or the host's has passed the collective.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from kernbench.runtime_api.errors import InFlightError
-from kernbench.runtime_api.where import Where, user_line
+from kernbench.runtime_api.where import user_line
 
 if TYPE_CHECKING:
-    from kernbench.memory import Allocation
+    from kernbench.runtime_api.call import Call
+    from kernbench.runtime_api.tensor import Tensor
 
 Clock = dict[int, int]
 """Stream number -> how many of its commands are known to come before."""
@@ -47,51 +49,55 @@ def merge(clock: Clock, other: Clock) -> None:
 
 @dataclass(eq=False)
 class Flight:
-    """A collective that works on an allocation."""
+    """A collective that reads, or writes, a range of device memory."""
 
-    what: str
-    where: Where
+    tensor: Tensor
+    """Also keeps the memory alive until the collective is over."""
+    writes: bool
+    call: Call
     stream: int
     position: int
-    operation: Any
-    """The call it belongs to."""
-    keep: Any
-    """Keeps the memory alive until the collective is over."""
+
+    def __post_init__(self) -> None:
+        self.start, self.end = self.tensor._range()
 
     def before(self, clock: Clock) -> bool:
         return clock.get(self.stream, 0) >= self.position
 
 
 class Flights:
-    """Which allocations of one SIP are in flight."""
+    """What is in flight on one SIP."""
 
     def __init__(self) -> None:
-        self._of: dict[int, list[Flight]] = {}
+        self.all: list[Flight] = []
 
-    def add(self, allocation: Allocation, flight: Flight) -> None:
-        self._of.setdefault(id(allocation), []).append(flight)
+    def __bool__(self) -> bool:
+        return bool(self.all)
 
-    def check(self, allocations: Iterable[Allocation], *clocks: Clock) -> None:
-        """Raise InFlightError if one of ``allocations`` is touched without being ordered after its collective."""
-        if not self._of:
-            return
-        for allocation in allocations:
-            for flight in self._of.get(id(allocation), ()):
-                if not any(flight.before(clock) for clock in clocks):
-                    raise InFlightError(
-                        f"tensor '{allocation.name}' is in flight: {flight.what} at {flight.where} works on it and "
-                        f"{user_line()} touches it. Wait for its handle first (handle.wait()), or, where it ran on "
-                        "another stream, make this stream wait for that one."
-                    )
+    def check(self, start: Any, end: Any, writes: bool, clocks: tuple[Clock, ...], by: str = "") -> None:
+        """Ranges of bytes are touched: that has to come after the collectives that write there and, if it writes
+        itself, after those that read there.
+
+        Args:
+            start, end: one range, or arrays of them.
+            clocks: what comes before the touch.
+            by: who touches, where it is not just the user's line.
+
+        Raises:
+            InFlightError: it does not come after one of them.
+        """
+        for flight in self.all:
+            if not (writes or flight.writes) or any(flight.before(clock) for clock in clocks):
+                continue
+            if np.any((start < flight.end) & (end > flight.start)):
+                doing = "writes" if writes else "reads"
+                raise InFlightError(
+                    f"tensor '{flight.tensor.name}' is in flight: {flight.call.name} at {flight.call.where} "
+                    f"{'writes' if flight.writes else 'reads'} it and {by or user_line()} {doing} it. Wait for its "
+                    "handle first (handle.wait()), or, where it ran on another stream, make this stream wait for that "
+                    "one."
+                )
 
     def land(self, clocks: list[Clock]) -> None:
         """Forget what every one of ``clocks`` has passed."""
-        for key, flights in list(self._of.items()):
-            left = [flight for flight in flights if not all(flight.before(clock) for clock in clocks)]
-            if left:
-                self._of[key] = left
-            else:
-                del self._of[key]
-
-    def all(self) -> list[Flight]:
-        return [flight for flights in self._of.values() for flight in flights]
+        self.all = [flight for flight in self.all if not all(flight.before(clock) for clock in clocks)]

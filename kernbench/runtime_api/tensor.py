@@ -158,6 +158,12 @@ class Tensor(Arithmetic, Views):
         values = self.numpy()
         return values if kind is None else values.astype(kind)
 
+    def __dlpack__(self, **kwargs: Any) -> Any:
+        return self.numpy().__dlpack__(**kwargs)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return (1, 0)  # values leave through the host's memory
+
     @property
     def data(self) -> Tensor:
         """The tensor itself, after the barrier."""
@@ -235,7 +241,7 @@ class Tensor(Arithmetic, Views):
 
         From the host the bytes cross the host link, and the host waits for that unless ``non_blocking``.
         """
-        copies.copy(self, copies.as_tensor(src, self), blocking=not non_blocking)
+        copies.copy(self, copies.as_tensor(src), blocking=not non_blocking)
         return self
 
     def __setitem__(self, key: Any, value: Any) -> None:
@@ -353,6 +359,13 @@ class Tensor(Arithmetic, Views):
     def _address(self) -> int:
         assert self._storage is not None
         return self._storage.allocation.base + self._offset * self.dtype.itemsize
+
+    def _range(self) -> tuple[int, int]:
+        """Byte addresses between which this view lies."""
+        if self.numel() == 0:
+            return 0, 0
+        reach = sum((n - 1) * s for n, s in zip(self._shape, self._strides, strict=True))
+        return self._address(), self._address() + (reach + 1) * self.dtype.itemsize
 
     def _access(self) -> Access:
         return layout.access(self._address(), self._shape, self._strides, self.dtype.itemsize)

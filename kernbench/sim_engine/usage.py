@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -156,12 +157,16 @@ def utilisation(timeline: Timeline, start_ps: int, stop_ps: int) -> dict[str, Lo
 def _phase(timeline: Timeline, name: str, commands: list[TimedCommand]) -> Phase:
     work = Work(timeline.machine)
     hbm_bytes = flops = 0
-    for first, bound, _ in timeline.segments:
+    firsts = [segment.first for segment in timeline.segments]
+    by_segment: dict[int, list[TimedCommand]] = {}
+    for command in commands:
+        by_segment.setdefault(bisect_right(firsts, command.first) - 1, []).append(command)
+    for number, some in by_segment.items():
+        bound = timeline.segments[number].bound
         weight = np.zeros(bound.count)
-        for command in commands:
-            at = command.first - first
-            if 0 <= at < bound.count:
-                weight[at : at + command.bound.count] = 1
+        for command in some:
+            at = command.bound.first
+            weight[at : at + command.bound.count] = 1
         chosen = weight > 0
         moved = np.isin(bound.kind, (Activity.READ, Activity.WRITE, Activity.ATOMIC, Activity.REDUCE))
         hbm_bytes += int(bound.bytes[chosen & moved].sum())

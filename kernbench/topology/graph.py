@@ -174,7 +174,7 @@ class SystemGraph:
         Disabled links are left out. Built on first use."""
         import networkx
 
-        made = networkx.DiGraph(name=self.spec.name)
+        made: networkx.DiGraph = networkx.DiGraph(name=self.spec.name)
         for sip in range(self.n_sips):
             made.add_nodes_from(self._full(sip, name) for name in self.plan.nodes)
         for i, link in enumerate(self.links):

@@ -30,7 +30,8 @@ def initialize_model_parallel(
     expert_model_parallel_size: int = 1,
     **other: Any,
 ) -> None:
-    """Make the groups. All ranks have to call it, after ``init_process_group``.
+    """Make the groups. All ranks have to call it, after ``init_process_group``; or the main program does before it
+    spawns them, and they have the groups from their start.
 
     Raises:
         AssertionError: the process group is not initialised, or the model-parallel state is already.
@@ -52,8 +53,10 @@ def initialize_model_parallel(
     me = ranks.current()
     distributed = me.ctx.distributed
     assert distributed.is_initialized(), "torch.distributed is not initialized: call ctx.distributed.init_process_group"
-    assert _KEY not in me.local, "tensor model parallel group is already initialized"
     world, size = distributed.get_world_size(), tensor_model_parallel_size
+    if me.inherits(_KEY) and me.local[_KEY].tensor.size() == size:
+        return
+    assert _KEY not in me.local, "tensor model parallel group is already initialized"
     if size < 1 or world % size:
         raise RuntimeError(
             f"world_size ({world}) is not divisible by tensor_model_parallel_size ({size}): choose a divisor of the "
@@ -65,7 +68,8 @@ def initialize_model_parallel(
         kind: [distributed.new_group(members, group_desc=f"{kind}-parallel") for members in several]
         for kind, several in (("tensor", tensor), ("data", data))
     }
-    me.local[_KEY] = ParallelState(**{kind: _own(several) for kind, several in groups.items()})
+    state = ParallelState(**{kind: _own(several) for kind, several in groups.items()})
+    me.keep(_KEY, state, lambda: initialize_model_parallel(size))
 
 
 _KEY = "kernbench.tp"

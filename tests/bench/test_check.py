@@ -6,7 +6,7 @@ from kernbench.bench import compare
 
 def test_worst_error_is_measured_against_the_reference_rms():
     want = np.array([3.0, -4.0])
-    check = compare("x", want + [0.0, 0.05], want, within=0.02)
+    check = compare("x", want + np.array([0.0, 0.05]), want, within=0.02)
     assert check.passed
     assert check.worst == pytest.approx(0.05)
     assert check.rms == pytest.approx(np.sqrt(12.5))

@@ -69,7 +69,9 @@ def test_set_changes_the_machine(kernbench, tmp_path):
 
 def test_a_wrong_value_is_exit_code_1(kernbench, tmp_path):
     bench = tmp_path / "wrong.py"
-    bench.write_text("from kernbench.bench import compare\n\ndef bench(ctx):\n    return [compare('sum', [1.0], [2.0])]\n")
+    bench.write_text(
+        "from kernbench.bench import compare\n\ndef bench(ctx):\n    return [compare('sum', [1.0], [2.0])]\n"
+    )
     code, out, _ = kernbench("run", str(bench), "-t", "tiny")
     assert code == 1
     assert "DO NOT MATCH" in out

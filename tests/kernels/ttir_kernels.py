@@ -34,106 +34,269 @@ module {{
 """
 
 
-def matmul(m=16, n=16, k=16, kind="f16", wrap=False, transposed=False, stages=3):
-    """c = a @ b with a loop over K: rows and columns masked, or taken modulo M and N as in Triton's tutorial.
-    With ``transposed``, b is [N, K] and its tile is transposed before the dot."""
-    b_row, b_column = ("tn", "tk") if transposed else ("tk", "tn")
-    rows, columns = (n, k) if transposed else (k, n)
-    b_mask = "%kn" if not transposed else "%nk"
-    limit = "remsi %{0}0, %{0}s" if wrap else "addi %{0}0, %{0}z"
-    a_guard = "%ka" if wrap else "%mka"
-    b_guard = b_mask if wrap else "%nkb"
-    step_row = "%tk1" if not transposed else "%tn1"
-    step_column = "%tn1" if not transposed else "%tk1"
-    turn = (
-        f"%bt = tt.trans %bv {{order = array<i32: 1, 0>}} : tensor<{n}x{k}x{kind}> -> tensor<{k}x{n}x{kind}>"
-        if transposed
-        else ""
-    )
-    used = "%bt" if transposed else "%bv"
+def ragged_sum(block=16):
+    """out[pid] = sum of the first lengths[pid] elements of row pid: the trip count is data, and differs."""
     return f"""
 module {{
-  tt.func public @matmul(%a: !tt.ptr<{kind}>, %b: !tt.ptr<{kind}>, %c: !tt.ptr<f32>, %M: i32, %N: i32, %K: i32) {{
-    %zero = arith.constant dense<0.000000e+00> : tensor<{m}x{n}xf32>
-    %az = arith.constant dense<0.000000e+00> : tensor<{m}x{k}x{kind}>
-    %bz = arith.constant dense<0.000000e+00> : tensor<{rows}x{columns}x{kind}>
-    %mz = arith.constant dense<0> : tensor<{m}xi32>
-    %nz = arith.constant dense<0> : tensor<{n}xi32>
-    %kstep = arith.constant dense<{k}> : tensor<{m}x{k}xi32>
+  tt.func public @ragged(%x: !tt.ptr<f32>, %lengths: !tt.ptr<i32>, %out: !tt.ptr<f32>, %pitch: i32) {{
+    %zero = arith.constant dense<0.000000e+00> : tensor<{block}xf32>
+    %c0 = arith.constant 0 : i32
+    %size = arith.constant {block} : i32
+    %pid = tt.get_program_id x : i32
+    %0 = tt.addptr %lengths, %pid : !tt.ptr<i32>, i32
+    %n = tt.load %0 : !tt.ptr<i32> loc("ragged.py":3:5)
+    %lane = tt.make_range {{end = {block} : i32, start = 0 : i32}} : tensor<{block}xi32>
+    %row = arith.muli %pid, %pitch : i32
+    %rowp = tt.addptr %x, %row : !tt.ptr<f32>, i32
+    %total = scf.for %i = %c0 to %n step %size iter_args(%acc = %zero) -> (tensor<{block}xf32>)  : i32 {{
+      %1 = tt.splat %i : i32 -> tensor<{block}xi32>
+      %at = arith.addi %1, %lane : tensor<{block}xi32>
+      %2 = tt.splat %n : i32 -> tensor<{block}xi32>
+      %mask = arith.cmpi slt, %at, %2 : tensor<{block}xi32>
+      %3 = tt.splat %rowp : !tt.ptr<f32> -> tensor<{block}x!tt.ptr<f32>>
+      %4 = tt.addptr %3, %at : tensor<{block}x!tt.ptr<f32>>, tensor<{block}xi32>
+      %v = tt.load %4, %mask, %zero : tensor<{block}x!tt.ptr<f32>> loc("ragged.py":6:9)
+      %s = arith.addf %acc, %v : tensor<{block}xf32> loc("ragged.py":7:9)
+      scf.yield %s : tensor<{block}xf32>
+    }} {{tt.num_stages = 2 : i32}}
+    %sum = "tt.reduce"(%total) <{{axis = 0 : i32}}> ({{
+    ^bb0(%l: f32, %r: f32):
+      %5 = arith.addf %l, %r : f32
+      tt.reduce.return %5 : f32
+    }}) : (tensor<{block}xf32>) -> f32 loc("ragged.py":8:5)
+    %6 = tt.addptr %out, %pid : !tt.ptr<f32>, i32
+    tt.store %6, %sum : !tt.ptr<f32> loc("ragged.py":9:5)
+    tt.return
+  }}
+}}
+"""
+
+
+def branches():
+    """Returns early from program n on; x[pid] = 2x where positive, x - 1 elsewhere."""
+    return """
+module {
+  tt.func public @branches(%x: !tt.ptr<f32>, %n: i32) {
+    %one = arith.constant 1.000000e+00 : f32
+    %two = arith.constant 2.000000e+00 : f32
+    %zero = arith.constant 0.000000e+00 : f32
+    %pid = tt.get_program_id x : i32
+    %0 = arith.cmpi sge, %pid, %n : i32
+    cf.cond_br %0, ^bb1, ^bb2
+  ^bb1:  // pred: ^bb0
+    tt.return
+  ^bb2:  // pred: ^bb0
+    %p = tt.addptr %x, %pid : !tt.ptr<f32>, i32
+    %v = tt.load %p : !tt.ptr<f32> loc("branches.py":5:5)
+    %1 = arith.cmpf ogt, %v, %zero : f32
+    %2 = scf.if %1 -> (f32) {
+      %v_3 = arith.mulf %v, %two : f32
+      scf.yield %v_3 : f32
+    } else {
+      %v_3 = arith.subf %v, %one : f32
+      scf.yield %v_3 : f32
+    }
+    tt.store %p, %2 : !tt.ptr<f32> loc("branches.py":10:5)
+    tt.return
+  }
+}
+"""
+
+
+def collatz():
+    """steps[pid] = length of the Collatz sequence of x[pid], by a while loop that each program leaves on its own."""
+    return """
+module {
+  tt.func public @collatz(%x: !tt.ptr<i32>, %steps: !tt.ptr<i32>) {
     %c0 = arith.constant 0 : i32
     %c1 = arith.constant 1 : i32
-    %bm = arith.constant {m} : i32
-    %bn = arith.constant {n} : i32
-    %bk = arith.constant {k} : i32
-    %bk1 = arith.constant {k - 1} : i32
-    %pm = tt.get_program_id x : i32
-    %pn = tt.get_program_id y : i32
-    %mo = arith.muli %pm, %bm : i32
-    %no = arith.muli %pn, %bn : i32
-    %mr = tt.make_range {{end = {m} : i32, start = 0 : i32}} : tensor<{m}xi32>
-    %nr = tt.make_range {{end = {n} : i32, start = 0 : i32}} : tensor<{n}xi32>
-    %kr = tt.make_range {{end = {k} : i32, start = 0 : i32}} : tensor<{k}xi32>
-    %mb = tt.splat %mo : i32 -> tensor<{m}xi32>
-    %nb = tt.splat %no : i32 -> tensor<{n}xi32>
-    %m0 = arith.addi %mb, %mr : tensor<{m}xi32>
-    %n0 = arith.addi %nb, %nr : tensor<{n}xi32>
-    %ms = tt.splat %M : i32 -> tensor<{m}xi32>
-    %ns = tt.splat %N : i32 -> tensor<{n}xi32>
-    %m1 = arith.{limit.format("m")} : tensor<{m}xi32>
-    %n1 = arith.{limit.format("n")} : tensor<{n}xi32>
-    %am = tt.expand_dims %m1 {{axis = 1 : i32}} : tensor<{m}xi32> -> tensor<{m}x1xi32>
-    %aks = tt.splat %K : i32 -> tensor<{m}x1xi32>
-    %amo = arith.muli %am, %aks : tensor<{m}x1xi32>
-    %ak = tt.expand_dims %kr {{axis = 0 : i32}} : tensor<{k}xi32> -> tensor<1x{k}xi32>
-    %a1 = tt.broadcast %amo : tensor<{m}x1xi32> -> tensor<{m}x{k}xi32>
-    %a2 = tt.broadcast %ak : tensor<1x{k}xi32> -> tensor<{m}x{k}xi32>
-    %a3 = arith.addi %a1, %a2 : tensor<{m}x{k}xi32>
-    %a4 = tt.splat %a : !tt.ptr<{kind}> -> tensor<{m}x{k}x!tt.ptr<{kind}>>
-    %ap = tt.addptr %a4, %a3 : tensor<{m}x{k}x!tt.ptr<{kind}>>, tensor<{m}x{k}xi32>
-    %row = tt.expand_dims %{"n1" if transposed else "kr"} {{axis = 1 : i32}} : tensor<{rows}xi32> -> tensor<{rows}x1xi32>
-    %pitch = tt.splat %{"K" if transposed else "N"} : i32 -> tensor<{rows}x1xi32>
-    %rowo = arith.muli %row, %pitch : tensor<{rows}x1xi32>
-    %col = tt.expand_dims %{"kr" if transposed else "n1"} {{axis = 0 : i32}} : tensor<{columns}xi32> -> tensor<1x{columns}xi32>
-    %b1 = tt.broadcast %rowo : tensor<{rows}x1xi32> -> tensor<{rows}x{columns}xi32>
-    %b2 = tt.broadcast %col : tensor<1x{columns}xi32> -> tensor<{rows}x{columns}xi32>
-    %b3 = arith.addi %b1, %b2 : tensor<{rows}x{columns}xi32>
-    %b4 = tt.splat %b : !tt.ptr<{kind}> -> tensor<{rows}x{columns}x!tt.ptr<{kind}>>
-    %bp = tt.addptr %b4, %b3 : tensor<{rows}x{columns}x!tt.ptr<{kind}>>, tensor<{rows}x{columns}xi32>
-    %tm1 = tt.expand_dims %m0 {{axis = 1 : i32}} : tensor<{m}xi32> -> tensor<{m}x1xi32>
-    %mlim = tt.splat %M : i32 -> tensor<{m}x1xi32>
-    %mok = arith.cmpi slt, %tm1, %mlim : tensor<{m}x1xi32>
-    %mokk = tt.broadcast %mok : tensor<{m}x1xi1> -> tensor<{m}x{k}xi1>
-    %nax = tt.expand_dims %n0 {{axis = {0 if not transposed else 1} : i32}} : tensor<{n}xi32> -> tensor<{f"1x{n}" if not transposed else f"{n}x1"}xi32>
-    %nlim = tt.splat %N : i32 -> tensor<{f"1x{n}" if not transposed else f"{n}x1"}xi32>
-    %nok = arith.cmpi slt, %nax, %nlim : tensor<{f"1x{n}" if not transposed else f"{n}x1"}xi32>
-    %nokk = tt.broadcast %nok : tensor<{f"1x{n}" if not transposed else f"{n}x1"}xi1> -> tensor<{rows}x{columns}xi1>
-    %up = arith.addi %K, %bk1 : i32
-    %trips = arith.divsi %up, %bk : i32
-    %rowstep = arith.muli %{"c1" if transposed else "N"}, %bk : i32
-    %out:3 = scf.for %i = %c0 to %trips step %c1 iter_args(%pa = %ap, %pb = %bp, %acc = %zero) -> (tensor<{m}x{k}x!tt.ptr<{kind}>>, tensor<{rows}x{columns}x!tt.ptr<{kind}>>, tensor<{m}x{n}xf32>)  : i32 {{
-      %done = arith.muli %i, %bk : i32
-      %left = arith.subi %K, %done : i32
-      %l1 = tt.splat %left : i32 -> tensor<1x{k}xi32>
-      %l2 = arith.cmpi slt, %ak, %l1 : tensor<1x{k}xi32>
-      %ka = tt.broadcast %l2 : tensor<1x{k}xi1> -> tensor<{m}x{k}xi1>
-      %mka = arith.andi %mokk, %ka : tensor<{m}x{k}xi1>
-      %av = tt.load %pa, {a_guard}, %az : tensor<{m}x{k}x!tt.ptr<{kind}>>
-      %kb = tt.expand_dims %kr {{axis = {0 if transposed else 1} : i32}} : tensor<{k}xi32> -> tensor<{f"1x{k}" if transposed else f"{k}x1"}xi32>
-      %l3 = tt.splat %left : i32 -> tensor<{f"1x{k}" if transposed else f"{k}x1"}xi32>
-      %l4 = arith.cmpi slt, %kb, %l3 : tensor<{f"1x{k}" if transposed else f"{k}x1"}xi32>
-      {b_mask} = tt.broadcast %l4 : tensor<{f"1x{k}" if transposed else f"{k}x1"}xi1> -> tensor<{rows}x{columns}xi1>
-      %nkb = arith.andi {b_mask}, %nokk : tensor<{rows}x{columns}xi1>
-      %bv = tt.load %pb, {b_guard}, %bz : tensor<{rows}x{columns}x!tt.ptr<{kind}>>
-      {turn}
-      %d = tt.dot %av, {used}, %acc, inputPrecision = tf32 : tensor<{m}x{k}x{kind}> * tensor<{k}x{n}x{kind}> -> tensor<{m}x{n}xf32>
-      %pa1 = tt.addptr %pa, %kstep : tensor<{m}x{k}x!tt.ptr<{kind}>>, tensor<{m}x{k}xi32>
-      %bs = tt.splat %rowstep : i32 -> tensor<{rows}x{columns}xi32>
-      %pb1 = tt.addptr %pb, %bs : tensor<{rows}x{columns}x!tt.ptr<{kind}>>, tensor<{rows}x{columns}xi32>
-      scf.yield %pa1, %pb1, %d : tensor<{m}x{k}x!tt.ptr<{kind}>>, tensor<{rows}x{columns}x!tt.ptr<{kind}>>, tensor<{m}x{n}xf32>
-    }} {{tt.num_stages = {stages} : i32}}
-    %cm = arith.muli %tm1, %o0 : tensor<{m}x1xi32>
-    %cn = tt.expand_dims %n0 {{axis = 0 : i32}} : tensor<{n}xi32> -> tensor<1x{n}xi32>
-    %o0 = tt.splat %N : i32 -> tensor<{m}x1xi32>
+    %c2 = arith.constant 2 : i32
+    %c3 = arith.constant 3 : i32
+    %pid = tt.get_program_id x : i32
+    %0 = tt.addptr %x, %pid : !tt.ptr<i32>, i32
+    %v = tt.load %0 : !tt.ptr<i32>
+    %r:2 = scf.while (%n = %v, %count = %c0) : (i32, i32) -> (i32, i32) {
+      %go = arith.cmpi sgt, %n, %c1 : i32
+      scf.condition(%go) %n, %count : i32, i32
+    } do {
+    ^bb0(%n: i32, %count: i32):
+      %odd = arith.remsi %n, %c2 : i32
+      %is_odd = arith.cmpi eq, %odd, %c1 : i32
+      %next = scf.if %is_odd -> (i32) {
+        %t = arith.muli %n, %c3 : i32
+        %u = arith.addi %t, %c1 : i32
+        scf.yield %u : i32
+      } else {
+        %t = arith.divsi %n, %c2 : i32
+        scf.yield %t : i32
+      }
+      %more = arith.addi %count, %c1 : i32
+      scf.yield %next, %more : i32, i32
+    }
+    %1 = tt.addptr %steps, %pid : !tt.ptr<i32>, i32
+    tt.store %1, %r#1 : !tt.ptr<i32>
+    tt.return
+  }
+}
+"""
+
+
+def gather_rows(rows=8, columns=16):
+    """out[pid, i, :] = table[index[pid, i], :]: addresses that come from data."""
+    shape = f"{rows}x{columns}"
+    return f"""
+module {{
+  tt.func public @gather(%table: !tt.ptr<f32>, %index: !tt.ptr<i32>, %out: !tt.ptr<f32>, %pitch: i32) {{
+    %c = arith.constant {rows} : i32
+    %k = arith.constant {columns} : i32
+    %pid = tt.get_program_id x : i32
+    %i = tt.make_range {{end = {rows} : i32, start = 0 : i32}} : tensor<{rows}xi32>
+    %j = tt.make_range {{end = {columns} : i32, start = 0 : i32}} : tensor<{columns}xi32>
+    %0 = arith.muli %pid, %c : i32
+    %1 = tt.splat %0 : i32 -> tensor<{rows}xi32>
+    %at = arith.addi %1, %i : tensor<{rows}xi32>
+    %2 = tt.splat %index : !tt.ptr<i32> -> tensor<{rows}x!tt.ptr<i32>>
+    %3 = tt.addptr %2, %at : tensor<{rows}x!tt.ptr<i32>>, tensor<{rows}xi32>
+    %row = tt.load %3 : tensor<{rows}x!tt.ptr<i32>> loc("gather.py":4:5)
+    %4 = tt.expand_dims %row {{axis = 1 : i32}} : tensor<{rows}xi32> -> tensor<{rows}x1xi32>
+    %5 = tt.splat %pitch : i32 -> tensor<{rows}x1xi32>
+    %6 = arith.muli %4, %5 : tensor<{rows}x1xi32>
+    %7 = tt.expand_dims %j {{axis = 0 : i32}} : tensor<{columns}xi32> -> tensor<1x{columns}xi32>
+    %8 = tt.broadcast %6 : tensor<{rows}x1xi32> -> tensor<{shape}xi32>
+    %9 = tt.broadcast %7 : tensor<1x{columns}xi32> -> tensor<{shape}xi32>
+    %10 = arith.addi %8, %9 : tensor<{shape}xi32>
+    %11 = tt.splat %table : !tt.ptr<f32> -> tensor<{shape}x!tt.ptr<f32>>
+    %12 = tt.addptr %11, %10 : tensor<{shape}x!tt.ptr<f32>>, tensor<{shape}xi32>
+    %v = tt.load %12 : tensor<{shape}x!tt.ptr<f32>> loc("gather.py":6:5)
+    %13 = tt.expand_dims %at {{axis = 1 : i32}} : tensor<{rows}xi32> -> tensor<{rows}x1xi32>
+    %14 = tt.splat %k : i32 -> tensor<{rows}x1xi32>
+    %15 = arith.muli %13, %14 : tensor<{rows}x1xi32>
+    %16 = tt.broadcast %15 : tensor<{rows}x1xi32> -> tensor<{shape}xi32>
+    %17 = arith.addi %16, %9 : tensor<{shape}xi32>
+    %18 = tt.splat %out : !tt.ptr<f32> -> tensor<{shape}x!tt.ptr<f32>>
+    %19 = tt.addptr %18, %17 : tensor<{shape}x!tt.ptr<f32>>, tensor<{shape}xi32>
+    tt.store %19, %v : tensor<{shape}x!tt.ptr<f32>> loc("gather.py":7:5)
+    tt.return
+  }}
+}}
+"""
+
+
+def combine(kind, block, region, results, name="tt.reduce", attributes="axis = 0 : i32"):
+    """out = a reduction (or scan) of x with its indices; ``region`` works on %a, %i (left) and %b, %j (right)."""
+    out = f"tensor<{block}x{kind}>, tensor<{block}xi32>" if name == "tt.scan" else f"{kind}, i32"
+    end = "tt.scan.return" if name == "tt.scan" else "tt.reduce.return"
+    pointers = f"tensor<{block}x!tt.ptr<{{}}>>"
+    store = (
+        f"""%o = tt.splat %out : !tt.ptr<{kind}> -> {pointers.format(kind)}
+    %op = tt.addptr %o, %at : {pointers.format(kind)}, tensor<{block}xi32>
+    %w = tt.splat %where : !tt.ptr<i32> -> {pointers.format("i32")}
+    %wp = tt.addptr %w, %at : {pointers.format("i32")}, tensor<{block}xi32>
+    tt.store %op, %r#0 : {pointers.format(kind)}
+    tt.store %wp, %r#1 : {pointers.format("i32")}"""
+        if name == "tt.scan"
+        else f"""%op = tt.addptr %out, %pid : !tt.ptr<{kind}>, i32
+    %wp = tt.addptr %where, %pid : !tt.ptr<i32>, i32
+    tt.store %op, %r#0 : !tt.ptr<{kind}>
+    tt.store %wp, %r#1 : !tt.ptr<i32>"""
+    )
+    return f"""
+module {{
+  tt.func public @combine(%x: !tt.ptr<{kind}>, %out: !tt.ptr<{kind}>, %where: !tt.ptr<i32>) {{
+    %size = arith.constant {block} : i32
+    %pid = tt.get_program_id x : i32
+    %0 = arith.muli %pid, %size : i32
+    %lane = tt.make_range {{end = {block} : i32, start = 0 : i32}} : tensor<{block}xi32>
+    %1 = tt.splat %0 : i32 -> tensor<{block}xi32>
+    %at = arith.addi %1, %lane : tensor<{block}xi32>
+    %2 = tt.splat %x : !tt.ptr<{kind}> -> {pointers.format(kind)}
+    %3 = tt.addptr %2, %at : {pointers.format(kind)}, tensor<{block}xi32>
+    %v = tt.load %3 : {pointers.format(kind)}
+    %r:2 = "{name}"(%v, %lane) <{{{attributes}}}> ({{
+    ^bb0(%a: {kind}, %i: i32, %b: {kind}, %j: i32):
+{region}
+      {end} {results} : {kind}, i32
+    }}) : (tensor<{block}x{kind}>, tensor<{block}xi32>) -> ({out})
+    {store}
+    tt.return
+  }}
+}}
+"""
+
+
+def ticket():
+    """Each program takes a number by an atomic add and writes it to out[pid]; then adds x[pid] to the total."""
+    return """
+module {
+  tt.func public @ticket(%counter: !tt.ptr<i32>, %x: !tt.ptr<f32>, %total: !tt.ptr<f32>, %out: !tt.ptr<i32>) {
+    %c1 = arith.constant 1 : i32
+    %yes = arith.constant true
+    %pid = tt.get_program_id x : i32
+    %mine = tt.atomic_rmw add, acq_rel, gpu, %counter, %c1, %yes : (!tt.ptr<i32>, i32, i1) -> i32
+    %0 = tt.addptr %out, %pid : !tt.ptr<i32>, i32
+    tt.store %0, %mine : !tt.ptr<i32>
+    %1 = tt.addptr %x, %pid : !tt.ptr<f32>, i32
+    %v = tt.load %1 : !tt.ptr<f32>
+    %2 = tt.atomic_rmw fadd, relaxed, gpu, %total, %v, %yes : (!tt.ptr<f32>, f32, i1) -> f32
+    tt.return
+  }
+}
+"""
+
+
+def locked():
+    """total = total*2 + x[pid], under a lock: only right if programs run one after another, in order."""
+    return """
+module {
+  tt.func public @locked(%lock: !tt.ptr<i32>, %x: !tt.ptr<f32>, %total: !tt.ptr<f32>) {
+    %c0 = arith.constant 0 : i32
+    %c1 = arith.constant 1 : i32
+    %yes = arith.constant true
+    %two = arith.constant 2.000000e+00 : f32
+    %pid = tt.get_program_id x : i32
+    scf.while : () -> () {
+      %old = tt.atomic_cas acq_rel, gpu, %lock, %c0, %c1 : (!tt.ptr<i32>, i32, i32) -> i32
+      %held = arith.cmpi eq, %old, %c1 : i32
+      scf.condition(%held)
+    } do {
+      scf.yield
+    }
+    %0 = tt.addptr %x, %pid : !tt.ptr<f32>, i32
+    %v = tt.load %0 : !tt.ptr<f32>
+    %t = tt.load %total : !tt.ptr<f32>
+    %1 = arith.mulf %t, %two : f32
+    %2 = arith.addf %1, %v : f32
+    tt.store %total, %2 : !tt.ptr<f32>
+    ttg.barrier all
+    %3 = tt.atomic_rmw exch, acq_rel, gpu, %lock, %c0, %yes : (!tt.ptr<i32>, i32, i1) -> i32
+    tt.return
+  }
+}
+"""
+
+
+def triangle(block=16):
+    """out[i, j] = x[i, j] where j <= i, else 0: a mask that no product of axes can say."""
+    shape = f"{block}x{block}"
+    return f"""
+module {{
+  tt.func public @triangle(%x: !tt.ptr<f32>, %out: !tt.ptr<f32>) {{
+    %zero = arith.constant dense<0.000000e+00> : tensor<{shape}xf32>
+    %r = tt.make_range {{end = {block} : i32, start = 0 : i32}} : tensor<{block}xi32>
+    %i = tt.expand_dims %r {{axis = 1 : i32}} : tensor<{block}xi32> -> tensor<{block}x1xi32>
+    %j = tt.expand_dims %r {{axis = 0 : i32}} : tensor<{block}xi32> -> tensor<1x{block}xi32>
+    %ii = tt.broadcast %i : tensor<{block}x1xi32> -> tensor<{shape}xi32>
+    %jj = tt.broadcast %j : tensor<1x{block}xi32> -> tensor<{shape}xi32>
+    %mask = arith.cmpi sle, %jj, %ii : tensor<{shape}xi32>
+    %pitch = arith.constant dense<{block}> : tensor<{shape}xi32>
+    %0 = arith.muli %ii, %pitch : tensor<{shape}xi32>
+    %at = arith.addi %0, %jj : tensor<{shape}xi32>
+    %1 = tt.splat %x : !tt.ptr<f32> -> tensor<{shape}x!tt.ptr<f32>>
+    %2 = tt.addptr %1, %at : tensor<{shape}x!tt.ptr<f32>>, tensor<{shape}xi32>
+    %v = tt.load %2, %mask, %zero : tensor<{shape}x!tt.ptr<f32>>
+    %3 = tt.splat %out : !tt.ptr<f32> -> tensor<{shape}x!tt.ptr<f32>>
+    %4 = tt.addptr %3, %at : tensor<{shape}x!tt.ptr<f32>>, tensor<{shape}xi32>
+    tt.store %4, %v : tensor<{shape}x!tt.ptr<f32>>
     tt.return
   }}
 }}

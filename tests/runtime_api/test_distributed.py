@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 import kernbench.topology
 from kernbench.memory import dtype
 from kernbench.runtime_api.context import RuntimeContext
-from kernbench.runtime_api.errors import InFlightError, MismatchError
+from kernbench.runtime_api.errors import ContextError, InFlightError, MismatchError
 from kernbench.runtime_api.multiprocessing import SpawnException
 from kernbench.runtime_api.reductions import ReduceOp
 
@@ -258,6 +258,39 @@ class TestAsync:
                 assert error.startswith("tensor 'gradient' is in flight: all_reduce at ")
                 assert error.count(__file__) == 2
 
+    def test_what_is_only_read_may_be_read_and_not_written(self, run):
+        def worker(rank, ctx):
+            mine, out = ctx.full(4, rank + 1.0), ctx.empty(8)
+            work = ctx.distributed.all_gather_into_tensor(out, mine, async_op=True)
+            assert (mine + 1).tolist() == [rank + 2.0] * 4
+            again = ctx.distributed.all_gather_into_tensor(ctx.empty(8), mine, async_op=True)
+            with pytest.raises(InFlightError, match=r"reads it and kernel .* writes it"):
+                mine.T.add_(0)
+            with pytest.raises(InFlightError, match=r"writes it and .* reads it"):
+                out.numpy()
+            work.wait()
+            with pytest.raises(InFlightError):
+                mine.zero_()
+            again.wait()
+            return out.tolist(), mine.zero_().tolist()
+
+        assert run(2, worker).results == [([1.0] * 4 + [2.0] * 4, [0.0] * 4)] * 2
+
+    def test_only_the_bytes_of_a_view_are_in_flight(self, run):
+        def worker(rank, ctx):
+            bucket = ctx.ones(1024)
+            works = []
+            for i in range(4):
+                part = bucket[i * 256 : (i + 1) * 256]
+                part.add_(1)  # beside the collectives on the parts before
+                works.append(ctx.distributed.all_reduce(part, async_op=True))
+            with pytest.raises(InFlightError):
+                _ = bucket + 1
+            ctx.wait(works)
+            return set(bucket.tolist())
+
+        assert run(2, worker).results == [{4.0}] * 2
+
     def test_reading_another_ranks_tensor_drains_nothing(self, run):
         shared, seen = {}, []
 
@@ -348,6 +381,37 @@ class TestMistakes:
             return isinstance(work.exception(), MismatchError), work.is_success()
 
         assert run(2, worker).results == [(True, False)] * 2
+
+    def test_after_a_mismatch_time_goes_on(self, run):
+        def worker(rank, ctx):
+            with pytest.raises(MismatchError):
+                ctx.distributed.all_reduce(ctx.zeros(4 + rank))
+            ctx.distributed.barrier()
+
+        timeline = run(2, worker).engine.replay()
+        assert [c.bound.name for c in timeline.commands if c.bound.kind == "collective"] == [
+            "all_reduce",
+            "barrier",
+        ] * 2
+
+    def test_tensors_and_handles_are_their_ranks_own(self, run):
+        shared = {}
+
+        def worker(rank, ctx):
+            tensor = shared[rank] = ctx.ones(2)
+            if rank == 0:
+                shared["work"] = ctx.distributed.all_reduce(tensor, async_op=True)
+                ctx.distributed.recv(ctx.empty(1), src=1)
+                return
+            with pytest.raises(RuntimeError, match=r"is on ahbm:0, but this rank's current device is ahbm:1"):
+                ctx.distributed.all_reduce(shared[0])
+            with pytest.raises(ContextError, match="is rank 0's: only that rank can wait for it"):
+                shared["work"].wait()
+            ctx.distributed.send(ctx.ones(1), dst=0)
+            ctx.distributed.all_reduce(tensor)
+            assert shared["work"].wait()  # complete by now
+
+        run(2, worker)
 
     def test_a_mismatch_that_nobody_waited_for_fails_the_spawn(self, run):
         with pytest.raises(SpawnException) as caught:

@@ -78,7 +78,7 @@ def outcome(actions, shuffle):
         return sorted(values.items()), timeline.digest(), list(ctx.engine.log.ranges), timeline.clamped
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     st.lists(st.sampled_from(KINDS), min_size=1, max_size=7), st.lists(st.integers(0, 2**32), min_size=3, max_size=3)
 )

@@ -86,22 +86,49 @@ def test_a_failure_stops_the_others_after_they_went_as_far_as_they_could():
     assert [task.failed for task in tasks] == [True, False, False]
 
 
-def test_settling_ranks_go_on_when_nobody_else_can():
+@pytest.mark.parametrize("seed", [None, 1, 2, 3])
+def test_questions_are_answered_together_once_nobody_can_move(seed):
+    hub, seen = Hub(seed), []
+
+    def body(rank):
+        if rank < 2:
+            answer = hub.ask(tasks[rank], lambda: len(seen))
+            seen.append(f"rank {rank}: {answer}")
+            hub.wake(tasks[2])
+        else:
+            seen.append("before")
+            hub.park(tasks[2], wait_for(0, 1))
+            seen.append("after")
+
+    tasks = [hub.add(rank, lambda rank=rank: body(rank)) for rank in range(3)]
+    hub.run(NEVER)
+    assert sorted(seen) == ["after", "before", "rank 0: 1", "rank 1: 1"]
+
+
+def test_an_asking_rank_can_be_woken():
     hub, seen = Hub(), []
 
     def body(rank):
         if rank == 0:
-            hub.settle(tasks[0])
-            seen.append("settled")
-            hub.wake(tasks[1])
+            seen.append(hub.ask(tasks[0], lambda: "answer"))
         else:
-            seen.append("first")
-            hub.park(tasks[1], wait_for(0))
-            seen.append("woken")
+            hub.wake(tasks[0])
 
     tasks = [hub.add(rank, lambda rank=rank: body(rank)) for rank in range(2)]
     hub.run(NEVER)
-    assert seen == ["first", "settled", "woken"]
+    assert seen == [None]
+
+
+def test_a_question_that_raises_raises_in_its_rank():
+    hub = Hub()
+
+    def body():
+        with pytest.raises(ZeroDivisionError):
+            hub.ask(task, lambda: 1 / 0)
+
+    task = hub.add(0, body)
+    hub.run(NEVER)
+    assert task.strand.error is None
 
 
 def test_polling_for_ever_is_a_deadlock():
@@ -109,7 +136,7 @@ def test_polling_for_ever_is_a_deadlock():
 
     def body():
         while True:
-            hub.settle(task)
+            hub.ask(task, lambda: False)
 
     task = hub.add(0, body)
     hub.run(NEVER)

@@ -234,3 +234,40 @@ def test_outside_a_context_there_is_nothing():
         context.zeros(3)
     with context, pytest.raises(ContextError, match="open already"):
         context.__enter__()
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4, 8])
+def test_the_main_program_can_set_up_the_process_group_for_its_ranks(ranks):
+    with RuntimeContext.open("tiny", sips=ranks) as ctx:
+        ctx.distributed.init_process_group(backend="ahbm")
+        world_size = ctx.distributed.get_world_size()
+        assert world_size == ranks
+        sums = {}
+
+        def worker(rank):
+            if rank % 2:  # joining again is allowed once, and is no other group
+                ctx.distributed.init_process_group(backend="ahbm")
+                with pytest.raises(ValueError, match="default process group twice"):
+                    ctx.distributed.init_process_group(backend="ahbm")
+            x = ctx.full((3,), float(rank + 1))
+            ctx.distributed.all_reduce(x)
+            sums[ctx.distributed.get_rank()] = x.tolist()
+
+        ctx.multiprocessing.spawn(worker, nprocs=world_size)
+        assert sums == {rank: [ranks * (ranks + 1) / 2] * 3 for rank in range(ranks)}
+
+
+def test_ranks_spawned_by_a_rank_start_without_its_process_group():
+    with RuntimeContext.open("tiny", sips=2) as ctx:
+
+        def inner(rank):
+            assert not ctx.distributed.is_initialized()
+
+        def outer(rank):
+            ctx.distributed.init_process_group()
+            if rank == 0:
+                with RuntimeContext.open("tiny", sips=1) as own:
+                    own.multiprocessing.spawn(lambda r: not own.distributed.is_initialized() or 1 / 0, nprocs=1)
+
+        ctx.multiprocessing.spawn(outer, nprocs=2)
+        ctx.multiprocessing.spawn(inner, nprocs=2)

@@ -83,13 +83,28 @@ def test_a_collective_runs_beside_the_stream_and_wait_joins_them(run):
         EventRecord,  # the collective comes after it
         EventWait,
         Collective,
-        Launch,  # beside the collective
-        EventRecord,  # after the collective
+        EventRecord,  # the end of the collective
+        Launch,  # beside it
         EventWait,
         Launch,
     ]
     streams = [c.stream for c in commands]
-    assert streams == [0, 0, 1, 1, 0, 1, 0, 0]
+    assert streams == [0, 0, 1, 1, 1, 0, 0, 0]
+
+
+def test_waiting_for_one_collective_does_not_wait_for_the_next(run):
+    def worker(rank, ctx):
+        small, large = ctx.ones(64), ctx.ones(1 << 20)
+        first, second = (ctx.ahbm.Event(enable_timing=True) for _ in range(2))
+        works = [ctx.distributed.all_reduce(t, async_op=True) for t in (small, large)]
+        works[0].wait()
+        first.record()
+        works[1].wait()
+        second.record()
+        return first.elapsed_time(second)
+
+    (gap, _), link = run(2, worker).results, 16e9
+    assert gap * 1e-3 > (1 << 21) / link * 0.9
 
 
 def test_a_tensor_is_in_flight_for_streams_that_were_not_told(run):
@@ -100,7 +115,7 @@ def test_a_tensor_is_in_flight_for_streams_that_were_not_told(run):
             ctx.distributed.all_reduce(tensor)
             tensor.add_(1)
         with pytest.raises(InFlightError, match="make this stream wait"):
-            tensor.add_(1)
+            _ = tensor + 1
         main.wait_stream(side)
         tensor.add_(1)
         return tensor.tolist()

@@ -49,6 +49,9 @@ def test_what_a_device_tensor_says_of_itself(ctx):
 
 def test_factories(ctx):
     assert ctx.ones(2, dtype="i32").tolist() == [1, 1]
+    assert ctx.zeros((2, 3), "i32", None, "counts").name == "counts"
+    assert ctx.empty([2, 3], "f32").dtype == ctx.float32
+    assert ctx.host_empty((2,), "i8").dtype == ctx.int8
     assert ctx.full((2, 1), 2.5).tolist() == [[2.5], [2.5]]
     assert ctx.arange(3).tolist() == [0, 1, 2]
     assert ctx.arange(3).dtype == ctx.int64
@@ -317,3 +320,14 @@ def test_repr_says_where_it_is(ctx):
 
 def test_dtype_objects_are_shared():
     assert Tensor((1,), "f16").dtype is dtype("float16")
+
+
+def test_dlpack(ctx):
+    assert torch.from_dlpack(ctx.ones(3, dtype="f32")).tolist() == [1, 1, 1]
+    assert np.from_dlpack(ctx.ones(3, dtype="i32").cpu()).tolist() == [1, 1, 1]
+
+
+def test_anything_with_dlpack_goes_in(ctx):
+    values = np.arange(3, dtype=np.float32)
+    foreign = type("Array", (), {n: staticmethod(getattr(values, n)) for n in ("__dlpack__", "__dlpack_device__")})()
+    assert ctx.zeros(3).copy_(foreign).tolist() == [0, 1, 2]

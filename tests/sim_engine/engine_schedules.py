@@ -99,53 +99,44 @@ class Draft:
 
 
 def random_draft(rng: np.random.Generator, links: int = 6, acyclic: bool = True) -> Draft:
-    """Queues of every kind, messages over shared links and channels, and dependencies that never make a cycle (or
-    may)."""
+    """Queues of every kind, messages over shared links and channels, dependencies that make no cycle (or may)."""
+
+    def amount(low: int, high: int) -> int:
+        return int(rng.integers(low, high))
+
     draft = Draft()
     for _ in range(int(rng.integers(1, 7))):
         engine = int(rng.integers(-1, 4))
         depth = 1 if engine >= 0 else int(rng.integers(0, 4))
-        draft.queue(depth, 0 if engine >= 0 else int(rng.integers(0, 5)), engine)
+        draft.queue(depth, 0 if engine >= 0 else amount(0, 5), engine)
     sets = [-1, -1]
     for _ in range(int(rng.integers(1, 6))):
         chosen = rng.permutation(4)[: rng.integers(1, 5)]
         stack = int(rng.integers(0, 2))
-        sets.append(draft.channel_set({int(stack * 4 + c): int(rng.integers(1, 60)) for c in chosen}, stack))
+        sets.append(draft.channel_set({int(stack * 4 + c): amount(1, 60) for c in chosen}, stack))
     routes = []
     for _ in range(int(rng.integers(2, 8))):
         some = rng.permutation(links)[: rng.integers(0, links)]
-        routes.append(
-            draft.route(*((int(link), int(rng.integers(0, 9))) for link in some), request=int(rng.integers(0, 12)))
-        )
+        routes.append(draft.route(*((int(link), amount(0, 9)) for link in some), request=amount(0, 12)))
     slots = 3
     paths = [
-        draft.path(*(int(r) for r in rng.choice(routes, slots)), access=int(rng.integers(0, 20)))
+        draft.path(*(int(r) for r in rng.choice(routes, slots)), access=amount(0, 20))
         for _ in range(int(rng.integers(1, 5)))
     ]
-    patterns = [
-        draft.pattern(
-            *(
-                (int(rng.integers(slots)), int(rng.integers(1, 200)), int(rng.choice(sets)), int(rng.choice(sets)))
-                for _ in range(int(rng.integers(0, 4)))
-            )
-        )
-        for _ in range(int(rng.integers(1, 6)))
-    ]
+    patterns = []
+    for _ in range(int(rng.integers(1, 6))):
+        some = range(int(rng.integers(0, 4)))
+        ends = [(int(rng.choice(sets)), int(rng.choice(sets))) for _ in some]
+        patterns.append(draft.pattern(*((int(rng.integers(slots)), amount(1, 200), *ends[i]) for i in some)))
     count = int(rng.integers(1, 60))
     for op in range(count):
         queue = int(rng.integers(len(draft.queues)))
         below = op if acyclic else count
         deps = [int(d) for d in rng.integers(0, below, int(rng.integers(0, 3)))] if below else []
-        release = int(rng.integers(0, 300)) if rng.random() < 0.2 else 0
+        release = amount(0, 300) if rng.random() < 0.2 else 0
         if draft.queues[queue][2] >= 0 or rng.random() < 0.2:
-            draft.fixed(queue, int(rng.integers(0, 50)), *deps, release=release)
+            draft.fixed(queue, amount(0, 50), *deps, release=release)
         else:
-            draft.transfer(
-                queue,
-                int(rng.choice(patterns)),
-                int(rng.choice(paths)),
-                *deps,
-                least=int(rng.integers(0, 40)),
-                release=release,
-            )
+            pattern, path = int(rng.choice(patterns)), int(rng.choice(paths))
+            draft.transfer(queue, pattern, path, *deps, least=amount(0, 40), release=release)
     return draft

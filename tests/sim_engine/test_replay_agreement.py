@@ -66,6 +66,19 @@ def test_same_verdict_on_schedules_that_may_be_stuck(seed):
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32 - 1))
+def test_an_independent_simulation_gives_the_same_times(seed):
+    simpy_replay = pytest.importorskip("peers.simpy_replay")
+    rng = np.random.default_rng(seed)
+    machine = machine_of(rng)
+    bound = random_draft(rng).build()
+    ours = native.replay(bound, machine, ResourceState.idle(machine))
+    start, finish = simpy_replay.replay(bound, machine)
+    np.testing.assert_array_equal(ours.start, start)
+    np.testing.assert_array_equal(ours.finish, finish)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32 - 1))
 def test_every_op_respects_what_it_waits_for(seed):
     rng = np.random.default_rng(seed)
     machine = machine_of(rng)

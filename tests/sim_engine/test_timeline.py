@@ -1,6 +1,5 @@
 """What a timeline tells: digests, events, phases, loads, lines; and replaying in pieces."""
 
-import copy
 from itertools import pairwise
 
 import pytest
@@ -8,7 +7,7 @@ from engine_runs import KERNELS, engine, kernel, span, two_rank_run
 
 from kernbench.sim_engine.bound import Activity
 from kernbench.sim_engine.engine import GraphEngine
-from kernbench.sim_engine.oplog import Copy, EventRecord, HostSync, HostWork, Launch
+from kernbench.sim_engine.oplog import Collective, EventRecord, HostSync, HostWork, Launch, Transfer
 from kernbench.sim_engine.profile import kernel_totals, line_profile
 from kernbench.sim_engine.usage import Load, binding, phases, union_length, utilisation
 
@@ -51,21 +50,32 @@ def test_replaying_in_pieces_continues():
     assert len(timeline.segments) == 3 and timeline.clamped == 0
 
 
-def test_what_comes_too_late_is_counted():
-    run = engine("tiny", sips=2)
+def test_without_the_compiled_core_the_reference_runs(monkeypatch):
+    expected = two_rank_run().replay().digest()
+    monkeypatch.setattr("kernbench.sim_engine.native.available", lambda: False)
+    monkeypatch.setattr("kernbench.sim_engine.native.replay", None)
+    assert two_rank_run().replay().digest() == expected
+
+
+def send(run, source, destination, number, nbytes=1 << 16):
+    """Rank ``source`` sends, rank ``destination`` receives."""
+    key = ("p2p", number)
+    step = Transfer(destination, span(256, nbytes), span(256, nbytes), nbytes)
+    run.log.add(source, Collective("send", key, [step], ()))
+    run.log.add(destination, Collective("recv", key, [], ((source, 0),)))
+
+
+def test_what_comes_too_late_is_put_behind_and_counted():
+    run = engine("tiny", sips=8)
     run.log.add(0, HostWork("long", 10**9))
-    run.log.add(0, Launch(kernel(4, 2, 1024)))
-    assert run.replay().clamped == 0
-    run.log.add(1, Launch(kernel(4, 2, 1024)))
-    assert run.replay().clamped == 0  # the other rank's own hardware is untouched
-    run.log.add(0, Launch(kernel(64, 8, 1024), stream=1))
-    assert run.replay().clamped == 0  # the host had not got there before
-    late = engine("tiny")
-    late.log.add(0, HostWork("long", 10**9))
-    late.log.add(0, Copy("h2d", span(256, 512), 512))
-    late.replay()
-    state = copy.deepcopy(late._progress.streams)
-    assert state[0, 0] < late._progress.ops
+    send(run, 0, 1, 0)
+    end = run.replay().makespan_ps
+    run.log.add(3, Launch(kernel(4, 2, 1024)))
+    assert run.replay().clamped == 0  # early, but on hardware of its own
+    send(run, 7, 2, 1)  # around the ring over the link from 0 to 1, at a time when the replay has already been there
+    late = run.replay()
+    assert late.clamped > 0
+    assert late.makespan_ps > end > 10**9
 
 
 def test_phases_partition_a_stream_and_name_what_binds():

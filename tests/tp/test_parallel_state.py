@@ -115,3 +115,23 @@ def test_dividing():
         assert [p.shape for p in parts] == [(2, 2)] * 3
         assert not parts[1].is_contiguous()
         assert all(p.is_contiguous() for p in tp.split_tensor_along_last_dim(ctx.ones((2, 6)), 3, True))
+
+
+def test_the_main_program_can_set_it_up_for_its_ranks():
+    with RuntimeContext.open(kernbench.topology.load("tiny", sips=4)) as ctx:
+        ctx.distributed.init_process_group(backend="ahbm")
+        tp.initialize_model_parallel(ctx.distributed.get_world_size())
+        totals = {}
+
+        def worker(rank):
+            if rank == 1:
+                tp.initialize_model_parallel(4)
+                with pytest.raises(AssertionError, match="already initialized"):
+                    tp.initialize_model_parallel(4)
+            assert tp.get_tensor_model_parallel_rank() == rank
+            x = ctx.full((2,), float(rank))
+            ctx.distributed.all_reduce(x, group=tp.get_tensor_model_parallel_group())
+            totals[rank] = x.tolist()
+
+        ctx.multiprocessing.spawn(worker, nprocs=4)
+        assert totals == {rank: [6.0, 6.0] for rank in range(4)}

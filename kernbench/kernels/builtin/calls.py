@@ -42,11 +42,15 @@ def matmul(out: Any, a: Any, b: Any, bias: Any = None) -> None:
     strides = (*a.stride(), *b.stride())
     given = [] if bias is None else [bias]
     if pieces == 1:
-        launch(choice.kernel, choice.grid, [out, a, b, *given, m, n, k, *out.stride(), *strides, choice.k_split])
+        launch(
+            choice.kernel,
+            choice.grid,
+            [out, a, b, *given, m, n, k, *out.stride(), *strides, choice.width, choice.k_split],
+        )
         return
     scratch = device.space.alloc(4 * pieces * m * n, "pieces of a split matmul", stream=device.stream)
     try:
-        launch(choice.kernel, choice.grid, [scratch.base, a, b, m, n, k, n, 1, *strides, choice.k_split])
+        launch(choice.kernel, choice.grid, [scratch.base, a, b, m, n, k, n, 1, *strides, choice.width, choice.k_split])
         types = {"out_ptr": to, "pieces_ptr": "f32", "bias_ptr": kind if given else None}
         total = picking.tiled("sum_pieces", m, n, types, {}, menu.SUM_TILES, device.target)
         launch(total.kernel, total.grid, [out, scratch.base, *given, m, n, pieces, *out.stride()])

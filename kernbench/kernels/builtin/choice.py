@@ -6,9 +6,10 @@ latency. It only ranks the menu; what a launch costs, the engine says.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from math import gcd
 from typing import Any
 
 from kernbench.kernels.builtin import menu, store
@@ -17,11 +18,17 @@ from kernbench.kernels.kernel import Kernel
 from kernbench.kernels.tcm import programs_in_flight
 from kernbench.memory import dtype
 
+Tile = tuple[int, int, int, int]
+"""BLOCK_M, BLOCK_N, BLOCK_K, num_stages."""
+
 _TILE_OVERHEAD = 512
 """Elements that a vector engine could process in what one more program costs. It processes masked elements too."""
 _PIECES = range(1, 33)
-_AS_GOOD = 1.1
-"""Estimates closer than this are the same."""
+_AS_GOOD = 1.25
+"""An estimate this much longer is accepted for a more even load: whatever runs beside a product then finds every PE
+equally busy, and a faster memory helps at once."""
+_ALIGN = 16
+"""Elements of which the width of a tile is a multiple, so that its rows start on 32 bytes."""
 _HIDDEN = 0.85
 """How much of the shorter of computing and moving the longer one hides; measured with the engine on ahbm-1sip."""
 _SHORT_RUNS = 1.3
@@ -35,6 +42,8 @@ class Choice:
     kernel: Kernel
     grid: tuple[int, int, int]
     constexprs: dict[str, Any]
+    width: int = 0
+    """matmul: columns of a tile, at most its BLOCK_N."""
     k_split: int = 0
     """matmul: length of one piece of K; K is in ``grid[1]`` pieces."""
 
@@ -87,29 +96,42 @@ def pick(name: str, shapes: Sequence[int], dtypes: Sequence[Any], target: Target
 
 @lru_cache(maxsize=1024)
 def matmul(m: int, n: int, k: int, kind: str, out: str, bias: bool, target: Target) -> Choice:
-    """The tile and the number of pieces of K with the least :func:`matmul_time`; of those that come within
-    ``_AS_GOOD`` of it, the one that keeps most PEs busy.
+    """Of the cuts whose :func:`matmul_time` comes within ``_AS_GOOD`` of the least, the fastest of those that load the
+    PEs most evenly.
 
     With more than one piece the launch writes f32 pieces ``[pieces, M, N]`` that ``sum_pieces`` then adds up.
     """
     candidates = []
     for _, tile in _fitting(menu.MATMUL_TILES, lambda tile: _matmul_kernel(tile, kind, out, bias), target):
-        for wanted in _PIECES:
-            if wanted > 1 and wanted * tile[2] > k:
-                break
-            split = max(1, -(-k // (wanted * tile[2]))) * tile[2]
-            pieces = max(1, -(-k // split))
-            programs = -(-m // tile[0]) * -(-n // tile[1]) * pieces
-            busy = programs / (-(-programs // target.pes) * target.pes)
-            candidates.append((matmul_time(m, n, k, kind, out, tile, pieces, target), busy, tile, pieces, split))
-    limit = _AS_GOOD * min(candidate[0] for candidate in candidates)
-    _, _, tile, pieces, split = min((c for c in candidates if c[0] <= limit), key=lambda c: (-c[1], c[0]))
-    kernel = _matmul_kernel(tile, kind, "f32" if pieces > 1 else out, bias and pieces == 1)
-    grid = (-(-m // tile[0]) * -(-n // tile[1]), pieces, 1)
-    return Choice(kernel, grid, kernel.constexprs, split)
+        for width, split in _cuts(m, n, k, tile, target.pes):
+            grid = _matmul_grid(m, n, k, tile, width, split)
+            rounds = -(-grid[0] * grid[1] // target.pes)
+            idle = rounds * target.pes / (grid[0] * grid[1])
+            seconds = matmul_time(m, n, k, kind, out, tile, width, split, target)
+            candidates.append((idle, seconds, tile, width, split, grid))
+    limit = _AS_GOOD * min(seconds for _, seconds, *_ in candidates)
+    _, _, tile, width, split, grid = min((c for c in candidates if c[1] <= limit), key=lambda c: c[:2])
+    kernel = _matmul_kernel(tile, kind, "f32" if grid[1] > 1 else out, bias and grid[1] == 1)
+    return Choice(kernel, grid, kernel.constexprs, width, split)
 
 
-def _matmul_kernel(tile: tuple[int, int, int, int], kind: str, out: str, bias: bool) -> Kernel:
+def _cuts(m: int, n: int, k: int, tile: Tile, pes: int) -> Iterator[tuple[int, int]]:
+    """(columns of a tile, length of a piece of K) to consider: for each number of pieces, tiles as wide as the block
+    and the widest of which there are as many as the PEs or a multiple."""
+    for wanted in _PIECES[: max(1, k // tile[2])]:
+        split = max(1, -(-k // (wanted * tile[2]))) * tile[2]
+        yield tile[1], split
+        per_column = -(-m // tile[0]) * max(1, -(-k // split))
+        step = pes // gcd(pes, per_column)
+        columns = -(-n // (tile[1] * step)) * step
+        yield -(-n // (columns * _ALIGN)) * _ALIGN, split
+
+
+def _matmul_grid(m: int, n: int, k: int, tile: Tile, width: int, split: int) -> tuple[int, int, int]:
+    return -(-m // tile[0]) * -(-n // width), max(1, -(-k // split)), 1
+
+
+def _matmul_kernel(tile: Tile, kind: str, out: str, bias: bool) -> Kernel:
     constants: dict[str, menu.Constant] = dict(
         zip(("BLOCK_M", "BLOCK_N", "BLOCK_K", "GROUP_M"), (*tile[:3], menu.GROUP_M), strict=True)
     )
@@ -118,25 +140,25 @@ def _matmul_kernel(tile: tuple[int, int, int, int], kind: str, out: str, bias: b
 
 
 def matmul_time(
-    m: int, n: int, k: int, kind: str, out: str, tile: tuple[int, int, int, int], pieces: int, target: Target
+    m: int, n: int, k: int, kind: str, out: str, tile: Tile, width: int, split: int, target: Target
 ) -> float:
-    """Estimated seconds of a matrix product with a given tile and number of pieces of K.
+    """Estimated seconds of a matrix product cut into tiles of ``width`` columns and pieces of ``split`` steps of K.
 
     The longer of the busiest PE's array time and ``bytes / HBM bandwidth``, plus what of the shorter it does not hide,
     plus latencies. An array of R x C cells takes ``ceil(BM/R) * ceil(BN/C) * k + R + C`` cycles for a tile, and every
     program reads its rows of a and columns of b. Within 10 % of the engine on ahbm-1sip where it matters.
     """
     block_m, block_n, block_k, _ = tile
-    width = dtype(kind).itemsize
-    programs = -(-m // block_m) * -(-n // block_n) * pieces
+    itemsize = dtype(kind).itemsize
+    tiles, pieces, _ = _matmul_grid(m, n, k, tile, width, split)
     steps = -(-k // (pieces * block_k))
     passes = -(-block_m // target.gemm_rows) * -(-block_n // target.gemm_cols)
     cycles = passes * steps * block_k + target.gemm_rows + target.gemm_cols
     rates = dict(target.gemm_rate)
     rate = rates.get(kind, rates.get("default", 1.0))
-    compute = -(-programs // target.pes) * cycles / (target.gemm_clock * rate)
-    short = _SHORT_RUNS if block_n * width < target.hbm_granule else 1.0
-    read = (-(-n // block_n) * m + short * -(-m // block_m) * n) * k * width
+    compute = -(-tiles * pieces // target.pes) * cycles / (target.gemm_clock * rate)
+    short = _SHORT_RUNS if width * itemsize < target.hbm_granule else 1.0
+    read = (-(-n // width) * m + short * -(-m // block_m) * n) * k * itemsize
     written = m * n * (dtype(out).itemsize if pieces == 1 else 4 * pieces)
     move = (read + written) / target.hbm_bandwidth
     seconds = max(compute, move) + (1 - _HIDDEN) * min(compute, move) + 2 * target.hbm_latency

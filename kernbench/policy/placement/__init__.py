@@ -1,0 +1,1 @@
+"""How tensors spread over memory."""

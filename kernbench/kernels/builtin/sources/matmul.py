@@ -19,29 +19,34 @@ def matmul(
     stride_ak,
     stride_bk,
     stride_bn,
+    width,
     k_split,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     GROUP_M: tl.constexpr,
 ):
-    """out[M,N] = a[M,K] @ b[K,N] (+ bias[N]). Program axis 1 splits K into pieces of ``k_split``; piece s writes its
-    own out[s]. Neighbouring programs share rows of ``a`` in groups of GROUP_M tiles."""
+    """out[M,N] = a[M,K] @ b[K,N] (+ bias[N]). A tile has ``width`` <= BLOCK_N columns, so that any number of tiles can
+    share N evenly. Program axis 1 splits K into pieces of ``k_split``; piece s writes its own out[s]. Neighbouring
+    programs share columns of ``b`` in groups of GROUP_M tiles."""
     pid = tl.program_id(0)
     piece = tl.program_id(1)
     tiles_m = tl.cdiv(M, BLOCK_M)
-    tiles_n = tl.cdiv(N, BLOCK_N)
+    tiles_n = tl.cdiv(N, width)
     group = pid // (GROUP_M * tiles_n)
     first_m = group * GROUP_M
     group_m = min(tiles_m - first_m, GROUP_M)
     within = pid % (GROUP_M * tiles_n)
     offs_m = ((first_m + within % group_m) * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
-    offs_n = ((within // group_m) * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
+    first_n = (within // group_m) * width
+    column = tl.arange(0, BLOCK_N)
+    inside = column < min(width, N - first_n)
+    offs_n = (first_n + column).to(tl.int64)
     offs_k = tl.arange(0, BLOCK_K)
     begin = piece * k_split
     end = min(begin + k_split, K)
     in_m = offs_m[:, None] < M
-    in_n = offs_n[None, :] < N
+    in_n = inside[None, :]
     a_ptrs = a_ptr + offs_m[:, None] * stride_am + (begin + offs_k[None, :]).to(tl.int64) * stride_ak
     b_ptrs = b_ptr + (begin + offs_k[:, None]).to(tl.int64) * stride_bk + offs_n[None, :] * stride_bn
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
@@ -52,7 +57,7 @@ def matmul(
         a_ptrs += BLOCK_K * stride_ak.to(tl.int64)
         b_ptrs += BLOCK_K * stride_bk.to(tl.int64)
     if bias_ptr is not None:
-        acc += tl.load(bias_ptr + offs_n, mask=offs_n < N, other=0.0).to(tl.float32)[None, :]
+        acc += tl.load(bias_ptr + offs_n, mask=inside, other=0.0).to(tl.float32)[None, :]
     piece_ptr = out_ptr + piece.to(tl.int64) * M * N
     out_ptrs = piece_ptr + offs_m[:, None] * stride_om + offs_n[None, :] * stride_on
     tl.store(out_ptrs, acc.to(out_ptr.dtype.element_ty), mask=in_m & in_n)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kernbench.kernels import workers
 from kernbench.kernels.numerics import NARROW, rounded, widen
 from kernbench.kernels.ops_memory import Access, read
 from kernbench.kernels.ops_reduce import product
@@ -181,20 +184,24 @@ def _multiply(left: Panel, right: Panel, total: NDArray[Any] | None, shape: tupl
     programs = len(left.depth)
     out = np.empty((programs, *shape), CARRIER[name])
     down, across = _neighbours(left, right), _neighbours(right, left)
+    work = int(left.depth.sum()) * shape[0] * shape[1]
+    most = -(-programs // workers.useful(work))
+    products: list[Callable[[], None]] = []
     p = 0
     while p < programs:
         stop = p + 1
         way = down if stop < programs and down[stop] else across
-        while stop < programs and way[stop]:
+        while stop < min(programs, p + most) and way[stop]:
             stop += 1
         if stop == p + 1 or not left.depth[p] or name.startswith("i"):
             stop = p + 1
-            _one(left, right, p, out, name)
+            products.append(partial(_one, left, right, p, out, name))
         elif way is down:
-            _together(left, right, p, out[p:stop])
+            products.append(partial(_together, left, right, p, out[p:stop]))
         else:
-            _together(right, left, p, out[p:stop].transpose(0, 2, 1))
+            products.append(partial(_together, right, left, p, out[p:stop].transpose(0, 2, 1)))
         p = stop
+    workers.run(products, work)
     return out if total is None else total + out
 
 

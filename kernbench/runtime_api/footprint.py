@@ -39,8 +39,8 @@ def _span(block: ProgramBlock, row: Row, access: Access) -> tuple[Int64s, Int64s
 
 
 def _turns(access: Access, trips: Int64s) -> Iterator[Int64s]:
-    """Iterations among which the lowest and the highest byte are reached: between two of them both move evenly. They are
-    the first, the last, and those about which the clip of some axis begins or ends to bite."""
+    """Iterations among which the lowest and the highest byte are reached: between two of them both move evenly. They
+    are the first, the last, and those about which the clip of some axis begins or ends to bite."""
     last = np.maximum(trips - 1, 0)
     yield np.zeros_like(last)
     yield last

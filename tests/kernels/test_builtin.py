@@ -9,6 +9,7 @@ from kernbench.kernels import OutOfResources, Target, builtin
 from kernbench.kernels.builtin import menu, store
 from kernbench.kernels.standalone import StandaloneDevice
 from kernbench.memory import dtype
+from kernbench.sim_engine.oplog import OpKind
 
 TOLERANCE = {"f16": 2e-3, "bf16": 1.6e-2, "f32": 2e-6}
 FLOATS = sorted(TOLERANCE)
@@ -84,14 +85,47 @@ def test_matmul_with_an_empty_side(device):
     builtin.matmul(device.empty((0, 4), "f32"), device.empty((0, 2), "f32"), device.empty((2, 4), "f32"))
 
 
-@pytest.mark.parametrize("shape", [(128, 3584, 4096), (128, 4096, 3584), (1, 4096, 4096), (4096, 4096, 4096)])
-def test_most_pes_are_busy_at_the_sizes_that_matter(shape):
+@settings(max_examples=25, deadline=None)
+@given(m=sizes, n=st.integers(1, 900), k=st.integers(1, 1200), kind=st.sampled_from(FLOATS), pes=st.integers(1, 70))
+def test_however_a_matmul_is_cut_the_values_are_right(m, n, k, kind, pes):
+    a, b, v = random((m, k), kind, 1), random((k, n), kind, 2), random((n,), kind, 3)
+    with StandaloneDevice(Target(tcm_capacity=2 * 2**20, programs_in_flight=2, pes=pes)) as device:
+        out = device.array(np.full((m, n), np.nan), kind)
+        builtin.matmul(out, *(device.array(x, kind) for x in (a, b, v)))
+        error = np.abs(result(out) - (a @ b + v))
+    assert (error <= TOLERANCE[kind] * (np.abs(a) @ np.abs(b) + np.abs(v))).all()
+
+
+def gemm_steps(record):
+    """Steps of the K loop, by program."""
+    steps = np.zeros(record.programs, np.int64)
+    for block in record.blocks:
+        for row in block.rows:
+            if row.kind == OpKind.GEMM:
+                steps[block.programs] += block.loops[row.loop].trips
+    return steps
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [(128, 3584, 4096), (128, 4096, 3584), (128, 1792, 4096), (128, 7168, 4096), (128, 14336, 4096), (1, 4096, 4096)],
+)
+def test_every_pe_gets_the_same_work_at_the_sizes_that_matter(shape):
+    m, n, k = shape
     target = Target(tcm_capacity=2 * 2**20, programs_in_flight=2, pes=64)
-    choice = builtin.pick("matmul", shape, ("f16", "f16"), target)
-    programs = choice.grid[0] * choice.grid[1]
-    waves = -(-programs // target.pes)
-    assert programs / (waves * target.pes) >= 0.8
-    assert choice.kernel.tcm.nbytes * 2 <= target.tcm_capacity
+    with StandaloneDevice(target, enable_data=False) as device:
+        builtin.matmul(*(device.empty(s, "f16") for s in ((m, n), (m, k), (k, n))))
+    product = device.records[0]
+    assert product.programs_in_flight == 2
+    steps = gemm_steps(product)
+    assert len(steps) % target.pes == 0 and steps.max() <= 1.15 * steps.mean()
+
+
+@pytest.mark.parametrize("size", [1024, 2048, 4096])
+def test_a_large_square_is_not_split_along_k(size):
+    target = Target(tcm_capacity=2 * 2**20, programs_in_flight=2, pes=64)
+    tiles, pieces, _ = builtin.pick("matmul", (size, size, size), ("f16", "f16"), target).grid
+    assert pieces == 1 and tiles % target.pes == 0
 
 
 def test_a_small_scratchpad_gets_small_tiles_and_none_gets_an_error():

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from math import gcd
-from typing import Any
+from math import gcd, prod
+from typing import Any, NamedTuple
 
 from kernbench.kernels.builtin import menu, store
 from kernbench.kernels.device import Target
@@ -94,6 +94,20 @@ def pick(name: str, shapes: Sequence[int], dtypes: Sequence[Any], target: Target
     )
 
 
+class Cut(NamedTuple):
+    """How the work of a matrix product is cut into programs."""
+
+    tile: Tile
+    width: int
+    """Columns of a tile, at most its BLOCK_N."""
+    split: int
+    """Length of one piece of K, a multiple of BLOCK_K."""
+
+    def grid(self, m: int, n: int, k: int) -> tuple[int, int, int]:
+        """(tiles, pieces of K, 1)."""
+        return -(-m // self.tile[0]) * -(-n // self.width), max(1, -(-k // self.split)), 1
+
+
 @lru_cache(maxsize=1024)
 def matmul(m: int, n: int, k: int, kind: str, out: str, bias: bool, target: Target) -> Choice:
     """Of the cuts whose :func:`matmul_time` comes within ``_AS_GOOD`` of the least, the fastest of those that load the
@@ -101,34 +115,31 @@ def matmul(m: int, n: int, k: int, kind: str, out: str, bias: bool, target: Targ
 
     With more than one piece the launch writes f32 pieces ``[pieces, M, N]`` that ``sum_pieces`` then adds up.
     """
-    candidates = []
-    for _, tile in _fitting(menu.MATMUL_TILES, lambda tile: _matmul_kernel(tile, kind, out, bias), target):
-        for width, split in _cuts(m, n, k, tile, target.pes):
-            grid = _matmul_grid(m, n, k, tile, width, split)
-            rounds = -(-grid[0] * grid[1] // target.pes)
-            idle = rounds * target.pes / (grid[0] * grid[1])
-            seconds = matmul_time(m, n, k, kind, out, tile, width, split, target)
-            candidates.append((idle, seconds, tile, width, split, grid))
-    limit = _AS_GOOD * min(seconds for _, seconds, *_ in candidates)
-    _, _, tile, width, split, grid = min((c for c in candidates if c[1] <= limit), key=lambda c: c[:2])
-    kernel = _matmul_kernel(tile, kind, "f32" if grid[1] > 1 else out, bias and grid[1] == 1)
-    return Choice(kernel, grid, kernel.constexprs, width, split)
+    tiles = _fitting(menu.MATMUL_TILES, lambda tile: _matmul_kernel(tile, kind, out, bias), target)
+    cuts = [cut for _, tile in tiles for cut in _cuts(m, n, k, tile, target.pes)]
+    times = {cut: matmul_time(m, n, k, kind, out, cut, target) for cut in cuts}
+    limit = _AS_GOOD * min(times.values())
+
+    def rounds_per_program(cut: Cut) -> float:
+        tiles, pieces, _ = cut.grid(m, n, k)
+        return -(-tiles * pieces // target.pes) / (tiles * pieces)
+
+    cut = min((c for c in cuts if times[c] <= limit), key=lambda c: (rounds_per_program(c), times[c]))
+    grid = cut.grid(m, n, k)
+    kernel = _matmul_kernel(cut.tile, kind, "f32" if grid[1] > 1 else out, bias and grid[1] == 1)
+    return Choice(kernel, grid, kernel.constexprs, cut.width, cut.split)
 
 
-def _cuts(m: int, n: int, k: int, tile: Tile, pes: int) -> Iterator[tuple[int, int]]:
-    """(columns of a tile, length of a piece of K) to consider: for each number of pieces, tiles as wide as the block
-    and the widest of which there are as many as the PEs or a multiple."""
-    for wanted in _PIECES[: max(1, k // tile[2])]:
-        split = max(1, -(-k // (wanted * tile[2]))) * tile[2]
-        yield tile[1], split
-        per_column = -(-m // tile[0]) * max(1, -(-k // split))
-        step = pes // gcd(pes, per_column)
-        columns = -(-n // (tile[1] * step)) * step
-        yield -(-n // (columns * _ALIGN)) * _ALIGN, split
-
-
-def _matmul_grid(m: int, n: int, k: int, tile: Tile, width: int, split: int) -> tuple[int, int, int]:
-    return -(-m // tile[0]) * -(-n // width), max(1, -(-k // split)), 1
+def _cuts(m: int, n: int, k: int, tile: Tile, pes: int) -> Iterator[Cut]:
+    """Those worth considering with a tile: for each number of pieces of K, tiles as wide as the block, and the widest
+    that make the number of programs a multiple of the PEs."""
+    for pieces in _PIECES[: max(1, k // tile[2])]:
+        whole = Cut(tile, tile[1], max(1, -(-k // (pieces * tile[2]))) * tile[2])
+        yield whole
+        a_column_of_tiles = prod(whole.grid(m, tile[1], k))
+        multiple = pes // gcd(pes, a_column_of_tiles)
+        across = -(-n // (tile[1] * multiple)) * multiple
+        yield whole._replace(width=-(-n // (across * _ALIGN)) * _ALIGN)
 
 
 def _matmul_kernel(tile: Tile, kind: str, out: str, bias: bool) -> Kernel:
@@ -139,26 +150,24 @@ def _matmul_kernel(tile: Tile, kind: str, out: str, bias: bool) -> Kernel:
     return store.kernel("matmul", types, constants)
 
 
-def matmul_time(
-    m: int, n: int, k: int, kind: str, out: str, tile: Tile, width: int, split: int, target: Target
-) -> float:
-    """Estimated seconds of a matrix product cut into tiles of ``width`` columns and pieces of ``split`` steps of K.
+def matmul_time(m: int, n: int, k: int, kind: str, out: str, cut: Cut, target: Target) -> float:
+    """Estimated seconds of a matrix product cut in a given way.
 
     The longer of the busiest PE's array time and ``bytes / HBM bandwidth``, plus what of the shorter it does not hide,
     plus latencies. An array of R x C cells takes ``ceil(BM/R) * ceil(BN/C) * k + R + C`` cycles for a tile, and every
     program reads its rows of a and columns of b. Within 10 % of the engine on ahbm-1sip where it matters.
     """
-    block_m, block_n, block_k, _ = tile
+    block_m, block_n, block_k, _ = cut.tile
     itemsize = dtype(kind).itemsize
-    tiles, pieces, _ = _matmul_grid(m, n, k, tile, width, split)
+    tiles, pieces, _ = cut.grid(m, n, k)
     steps = -(-k // (pieces * block_k))
     passes = -(-block_m // target.gemm_rows) * -(-block_n // target.gemm_cols)
     cycles = passes * steps * block_k + target.gemm_rows + target.gemm_cols
     rates = dict(target.gemm_rate)
     rate = rates.get(kind, rates.get("default", 1.0))
     compute = -(-tiles * pieces // target.pes) * cycles / (target.gemm_clock * rate)
-    short = _SHORT_RUNS if width * itemsize < target.hbm_granule else 1.0
-    read = (-(-n // width) * m + short * -(-m // block_m) * n) * k * itemsize
+    short = _SHORT_RUNS if cut.width * itemsize < target.hbm_granule else 1.0
+    read = (-(-n // cut.width) * m + short * -(-m // block_m) * n) * k * itemsize
     written = m * n * (dtype(out).itemsize if pieces == 1 else 4 * pieces)
     move = (read + written) / target.hbm_bandwidth
     seconds = max(compute, move) + (1 - _HIDDEN) * min(compute, move) + 2 * target.hbm_latency

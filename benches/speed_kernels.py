@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ONE_THREAD = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-if "numpy" not in sys.modules:
-    os.environ.update(ONE_THREAD)  # both sides of every ratio get one thread of BLAS
+os.environ.update(ONE_THREAD)  # both sides of every ratio get one thread
 
 SOFTMAX = (1823, 781)
 MATMUL = 1024

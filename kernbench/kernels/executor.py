@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from kernbench.kernels import control, ops_float, ops_int, ops_memory, ops_reduce, ops_shape  # noqa: F401  emitters
+from kernbench.kernels import control, ops_float, ops_int, ops_memory, ops_reduce, ops_shape, workers  # noqa: F401  emitters
 from kernbench.kernels.plan import Frame, Launch, Plan
 from kernbench.kernels.recorder import Recorder
 from kernbench.kernels.slices import synchronises, written_args
@@ -102,7 +102,7 @@ def execute(
     launch = Launch(kernel.name, space, recorder, grid, kernel.num_stages, frozenset(written))
     total = grid[0] * grid[1] * grid[2]
     together = 1 if prepared.serial else chunk or prepared.chunk(enable_data)
-    with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"), workers.single_threaded_blas():
         for first in range(0, total, together):
             programs = np.arange(first, min(total, first + together), dtype=np.int64)
             recorder.begin(len(programs))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from functools import cache
 
 from threadpoolctl import ThreadpoolController
@@ -43,21 +44,26 @@ def useful(work: int) -> int:
     return max(1, min(_cores(), work // SMALL))
 
 
+def single_threaded_blas() -> AbstractContextManager[object]:
+    """A context in which a call of BLAS stays on its thread."""
+    return _blas().limit(limits=1, user_api="blas")
+
+
 def run(tasks: Sequence[Callable[[], None]], work: int) -> None:
-    """Run tasks that together make ``work`` multiply-adds and do not depend on each other.
+    """Run tasks that together make ``work`` multiply-adds and do not depend on each other. Call it within
+    :func:`single_threaded_blas`.
 
     Raises what one of them raised.
     """
-    with _blas().limit(limits=1, user_api="blas"):
-        threads = min(useful(work), len(tasks))
-        if threads < 2:
-            for task in tasks:
-                task()
-            return
+    threads = min(useful(work), len(tasks))
+    if threads < 2:
+        for task in tasks:
+            task()
+        return
 
-        def share(first: int) -> None:
-            for task in tasks[first::threads]:
-                task()
+    def share(first: int) -> None:
+        for task in tasks[first::threads]:
+            task()
 
-        for done in [_pool().submit(share, first) for first in range(threads)]:
-            done.result()
+    for done in [_pool().submit(share, first) for first in range(threads)]:
+        done.result()

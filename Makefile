@@ -26,7 +26,7 @@ $(BIN)/pip:
 
 # Editable, so that an edit to Python needs no reinstall; a change to the C++ sources rebuilds.
 .venv/.core: $(BIN)/pip $(SOURCES)
-	$(BIN)/pip install --quiet --editable .
+	$(BIN)/pip install --quiet --editable ".[plot]"
 	@touch $@
 
 # torch first and by its exact version, so that nothing else can pull a larger build of it.

@@ -48,7 +48,7 @@ def write(run: Run, parent: str | Path) -> dict[str, Path]:
             picture.draw(run, aside / "time.png")
             files["picture"] = "time.png"
         except ModuleNotFoundError as missing:
-            files[f"no picture: {missing}"] = ""
+            files[f"no picture ({missing})"] = ""
         _sync(aside)
         final = _claim(aside, parent, run.name)
     except BaseException:

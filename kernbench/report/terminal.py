@@ -24,7 +24,7 @@ def files(written: Mapping[str, Path]) -> RenderableType:
     """Where things were written, and what to do with them."""
     table = Table.grid(padding=(0, 2))
     for what, path in written.items():
-        table.add_row(what, str(path))
+        table.add_row(Text(what), Text(str(path)))
     return table
 
 

@@ -77,7 +77,7 @@ def main() -> int:
     found, about = against_simpy()
     if "replay" not in sys.argv[1:]:
         kernels, extra = speed_kernels.large_matmul()
-        found += kernels + speed_kernels.against_interpreter()
+        found += kernels + speed_kernels.symbolic_pointers() + speed_kernels.against_interpreter()
         about += [f"{name}: {value:.3f} s" for name, value in extra.items()]
     print(table(found))
     print("\n".join(f"  {line}" for line in about))

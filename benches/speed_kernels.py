@@ -196,6 +196,20 @@ def large_matmul() -> tuple[list[Measurement], dict[str, float]]:
     return found, extra
 
 
+def symbolic_pointers() -> list[Measurement]:
+    """Tutorial 03 at 1024^3 against numpy, launch only: how near its symbolic loads come to BLAS."""
+    import numpy as np
+    import tutorial_kernels
+
+    from kernbench.kernels.standalone import StandaloneDevice
+
+    a = np.random.default_rng(0).standard_normal((MATMUL, MATMUL)).astype(np.float16)
+    with StandaloneDevice() as device:
+        left, right, out = device.array(a), device.array(a), device.empty(a.shape, "f16")
+        ours = seconds(lambda: tutorial_kernels.matmul(left, right, out, tile=LARGE_TILE), 4)
+    return [Measurement(f"matmul {MATMUL}^3 with values against numpy", ours, numpy_matmul_seconds(MATMUL), 0.4)]
+
+
 def table(found: list[Measurement]) -> str:
     """A line each: name, both times, speedup, target, verdict."""
     lines = [f"{'measurement':44} {'ours':>9} {'other':>9} {'ratio':>8} {'target':>8}"]
@@ -207,7 +221,7 @@ def table(found: list[Measurement]) -> str:
 
 def main() -> int:
     found, extra = large_matmul()
-    found += against_interpreter()
+    found += symbolic_pointers() + against_interpreter()
     print(table(found))
     for name, value in extra.items():
         print(f"  {name}: {value:.3f} s")

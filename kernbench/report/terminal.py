@@ -31,7 +31,8 @@ def files(written: Mapping[str, Path]) -> RenderableType:
 def _title(run: Run) -> Text:
     graph = run.graph
     params = "  ".join(f"{name}={value}" for name, value in run.params.items())
-    machine = f"{graph.spec.name}: {graph.n_sips} SIPs x {graph.pes_per_sip} PEs"
+    sips = f"{graph.n_sips} SIP" + "s" * (graph.n_sips > 1)
+    machine = f"{graph.spec.name}: {sips} x {graph.pes_per_sip} PEs"
     return Text.assemble((run.name, "bold"), " on ", (machine, "bold"), f"   {params}")
 
 

@@ -123,6 +123,7 @@ class Work:
         for name in CLASSES:
             busy = found[name]
             if busy.size and busy.any() and window_ps > 0:
+                busy = np.minimum(busy, window_ps)  # a host may issue a phase before it holds a stream
                 made[name] = Load(float(busy.mean() / window_ps), float(busy.max() / window_ps))
         return made
 

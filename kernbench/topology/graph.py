@@ -233,9 +233,9 @@ class SystemGraph:
             alike = [f"{n}{dot}{rest}" for n in near(head, [f"sip{s}" for s in range(self.n_sips)])]
             alike = [n for n in alike if self._unknown(n) is None]
             return f"found `{name}`, but {are}" + (f": did you mean {any_of(alike)}?" if alike else "")
-        inside = [node for node in self.plan.nodes if node != "host"]
         if local in self.plan.node_id and local != "host":
             return None
+        inside = [node for node in self.plan.nodes if node != "host"]
         cube = re.match(r"cube(\d+)\.", local)
         if cube and int(cube[1]) >= self.cubes_per_sip:
             last = self.cubes_per_sip - 1

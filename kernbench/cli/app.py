@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from kernbench.weight_sync.commands import app as weights_app
+
 app = typer.Typer(
     help="Simulate multi-device AI accelerators: right values and simulated time at once.",
     no_args_is_help=True,
@@ -15,6 +17,7 @@ app = typer.Typer(
 )
 topology_app = typer.Typer(help="Look at machines.", no_args_is_help=True)
 app.add_typer(topology_app, name="topology")
+app.add_typer(weights_app, name="weights")
 
 Set = Annotated[
     list[str] | None,

@@ -13,8 +13,8 @@ ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
 
 
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", TEXT, re.S)
+def blocks(language, text=TEXT):
+    return re.findall(rf"```{language}\n(.*?)```", text, re.S)
 
 
 def test_the_programs_run(tmp_path):
@@ -42,3 +42,13 @@ def test_files_and_targets_exist():
     prose = re.sub(r"```.*?```", "", TEXT, flags=re.S)
     for path in re.findall(r"(?:\]\(|kernbench run )((?!http)[\w/.-]+)", prose):
         assert (ROOT / path).exists(), path
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the page's shared memory and /proc are Linux")
+def test_the_page_on_weights_shows_what_its_program_prints(tmp_path):
+    page = (ROOT / "docs" / "weight-sync.md").read_text()
+    (program,) = blocks("python", page)
+    (tmp_path / "page.py").write_text(program)
+    done = subprocess.run([sys.executable, "-u", "page.py"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    shown = re.search(r"from its journal:\n\n(.*?)\n\n##", page, re.S)
+    assert [line.strip() for line in shown[1].splitlines()] == [line.strip() for line in done.stdout.splitlines()]

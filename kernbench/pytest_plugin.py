@@ -1,4 +1,4 @@
-"""The pytest plugin: a fixture that hands tests a machine.
+"""The pytest plugin: fixtures that hand tests a machine, or let them believe in a GPU.
 
 ``topology`` gives an object with ``.topology_obj`` (a SystemGraph). Which machine it is, first match wins:
 
@@ -8,14 +8,22 @@
 * ``pytest --kb-topology ahbm-4sip --kb-sips 8``;
 * the environment variables ``KERNBENCH_TOPOLOGY`` and ``KERNBENCH_SIPS``;
 * otherwise the preset ``ahbm-4sip``.
+
+``impersonate`` runs the test's ``device="cuda"`` code through KernBench and gives the open RuntimeContext; parametrized
+indirectly it takes a target such as ``"cuda:80"``. With the environment variable ``KERNBENCH_IMPERSONATE=cuda:90`` the
+whole session is run that way, from before test files are imported.
+
+``kernel_checks`` (or ``pytest --kb-check`` for all tests) turns on the checks of :mod:`kernbench.kernels.sanitize`.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -53,10 +61,37 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("kernbench")
     group.addoption("--kb-topology", help="machine of the 'topology' fixture: preset or YAML file", default=None)
     group.addoption("--kb-sips", type=int, help="number of SIPs of the 'topology' fixture", default=None)
+    group.addoption("--kb-check", action="store_true", help="check every kernel for races, uninitialised reads, ...")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "topology(source, sips=n): the machine that the 'topology' fixture gives")
+    if config.getoption("--kb-check"):
+        os.environ["KERNBENCH_CHECK"] = "1"
+    if os.environ.get("KERNBENCH_IMPERSONATE"):
+        from kernbench.triton import impersonate
+
+        stack = ExitStack()
+        stack.enter_context(impersonate())
+        config.add_cleanup(stack.close)
+
+
+@pytest.fixture(name="impersonate")
+def _impersonate(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """GPU host code runs through KernBench during the test, see the module's docstring."""
+    from kernbench.triton import impersonate
+
+    with impersonate(getattr(request, "param", None)) as context:
+        yield context
+
+
+@pytest.fixture
+def kernel_checks() -> Iterator[None]:
+    """Kernels that the test launches are checked (:mod:`kernbench.kernels.sanitize`)."""
+    from kernbench.kernels import sanitize
+
+    with sanitize.enabled():
+        yield
 
 
 @pytest.fixture

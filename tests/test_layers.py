@@ -18,6 +18,7 @@ LAYERS = [
     "policy",
     "ccl",
     "runtime_api",
+    "triton",
     "tp",
     "weight_sync",
     "bench",

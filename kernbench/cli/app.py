@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from kernbench.cli.kernel_app import kernel_app
 from kernbench.weight_sync.commands import app as weights_app
 
 app = typer.Typer(
@@ -17,6 +19,7 @@ app = typer.Typer(
 )
 topology_app = typer.Typer(help="Look at machines.", no_args_is_help=True)
 app.add_typer(topology_app, name="topology")
+app.add_typer(kernel_app, name="kernel")
 app.add_typer(weights_app, name="weights")
 
 Set = Annotated[
@@ -41,17 +44,21 @@ def run(
         ),
     ] = None,
     data: Annotated[bool, typer.Option("--data/--no-data", help="--no-data: same timeline, no values.")] = True,
+    check: Annotated[
+        bool, typer.Option("--check", help="Look for races, uninitialised reads, wrapping offsets, NaNs in kernels.")
+    ] = False,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder that receives the run's folder.")] = Path("runs"),
 ) -> None:
     """Run a bench on a machine: values, simulated time, what bounds it, a trace and a picture."""
     from rich.console import Console
 
     from kernbench import bench as benches
+    from kernbench.kernels import sanitize
     from kernbench.report import folder, terminal
 
     console = Console()
     params = dict(_pair(text, "-p") for text in param or [])
-    with console.status("starting") as status:
+    with console.status("starting") as status, sanitize.enabled() if check else nullcontext():
         done = benches.run(
             bench, topology, overrides=set_ or [], sips=sips, params=params, enable_data=data, progress=status.update
         )

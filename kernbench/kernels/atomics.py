@@ -85,6 +85,11 @@ def apply_cas(
         raise KernelError(f"atomic_cas on {name} is not supported: use 16, 32 or 64 bits")
     bits = np.dtype(f"u{memory.dtype.itemsize}")
     raw, want = memory.view(bits), np.ascontiguousarray(expected).view(bits)
+    if len(at) == 1 or len(np.unique(at)) == len(at):
+        old = memory[at]
+        same = raw[at] == want
+        memory[at[same]] = new[same]
+        return _carried(old, carrier)
     before = np.empty(len(at), memory.dtype)
     for lane, place in enumerate(at.tolist()):
         before[lane] = memory[place]

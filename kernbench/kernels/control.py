@@ -173,6 +173,8 @@ def emit_for(c: Compiler, op: Op) -> None:
     outlet = Outlet(c, op.results)
     _carry_origin(c, op.operands[3:], op.results)
     fused = loopfuse.analyse(c, op, stages)
+    if fused is None and any(inner.name in ("tt.dot", "tt.dot_scaled") for inner in op.walk()):
+        c.stepped_dots = True
 
     def loop(f: Frame, steps: list[Step], with_values: bool) -> None:
         lower, upper, step = (f.v[s] for s in bounds)
@@ -375,6 +377,7 @@ def emit_call(c: Compiler, op: Op) -> None:
         raise unsupported(op, f"a call of {op.attrs['callee']}, which the module does not define")
     plan = compile_function(callee, c.functions, c.num_stages, c.lines, [v in c.data for v in op.operands])
     c.largest_tile = max(c.largest_tile, plan.largest_tile)
+    c.stepped_dots |= plan.stepped_dots
     given, outlet = Inlet(c, op.operands), Outlet(c, op.results)
 
     def call(f: Frame, with_values: bool) -> None:

@@ -9,7 +9,19 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from kernbench.kernels import control, ops_float, ops_int, ops_memory, ops_reduce, ops_shape, workers  # noqa: F401  emitters
+from kernbench.kernels import (  # noqa: F401  emitters
+    control,
+    ops_asm,
+    ops_float,
+    ops_int,
+    ops_map,
+    ops_memory,
+    ops_reduce,
+    ops_scaled,
+    ops_shape,
+    sanitize,
+    workers,
+)
 from kernbench.kernels.plan import Frame, Launch, Plan
 from kernbench.kernels.recorder import Recorder
 from kernbench.kernels.slices import synchronises, written_args
@@ -24,26 +36,36 @@ if TYPE_CHECKING:
 CHUNK_ELEMENTS = 1 << 17
 """Elements of the largest block times programs that run together: what fits a core's cache. It is a constant, because
 values may depend on it in their last bits, and no result may depend on the host's cache."""
+STEPPED = 4
+"""Times more where a loop with matrix products (flash attention) runs step by step: fewer, larger steps."""
 MOST_PROGRAMS = 1 << 14
 """Programs that run together at most."""
 
-_plans: WeakKeyDictionary[Module, dict[int, Prepared]] = WeakKeyDictionary()
+_plans: WeakKeyDictionary[Module, dict[tuple[int, sanitize.Checks | None], Prepared]] = WeakKeyDictionary()
 
 
 class Prepared:
     """A module compiled: its plan and what a launch asks of it."""
 
-    def __init__(self, module: Module, num_stages: int) -> None:
+    def __init__(self, module: Module, num_stages: int, checks: sanitize.Checks | None = None) -> None:
         function = module.kernel
-        self.plan: Plan = control.compile_function(function, module.functions, num_stages)
+        if checks is None:
+            self.plan: Plan = control.compile_function(function, module.functions, num_stages)
+        else:
+            from kernbench.kernels.sanitize.probes import probing
+
+            with probing(checks):
+                self.plan = control.compile_function(function, module.functions, num_stages)
         self.serial = synchronises(module.functions.values())
+        self.functions = module.functions
         self.written = written_args(function)
         self.args = function.args
 
     def chunk(self, enable_data: bool) -> int:
         """Programs to run together, where none waits for another."""
         largest = self.plan.largest_tile if enable_data else self.plan.largest_needed
-        return max(1, min(MOST_PROGRAMS, CHUNK_ELEMENTS // largest))
+        elements = CHUNK_ELEMENTS * (STEPPED if self.plan.stepped_dots else 1)
+        return max(1, min(MOST_PROGRAMS, elements // largest))
 
 
 def check(module: Module, num_stages: int = 1) -> None:
@@ -55,12 +77,13 @@ def check(module: Module, num_stages: int = 1) -> None:
     prepare(module, num_stages)
 
 
-def prepare(module: Module, num_stages: int) -> Prepared:
+def prepare(module: Module, num_stages: int, checks: sanitize.Checks | None = None) -> Prepared:
     """The compiled form of a module, kept as long as the module lives."""
     kept = _plans.setdefault(module, {})
-    if num_stages not in kept:
-        kept[num_stages] = Prepared(module, num_stages)
-    return kept[num_stages]
+    key = (num_stages, checks)
+    if key not in kept:
+        kept[key] = Prepared(module, num_stages, checks)
+    return kept[key]
 
 
 def execute(
@@ -90,8 +113,8 @@ def execute(
         ValuesNeeded: without data, control flow or an address needs what an earlier launch did not compute.
     """
     del target
-    prepared = prepare(kernel.module, kernel.num_stages)
-    plan = prepared.plan
+    checks = sanitize.current()
+    prepared = prepare(kernel.module, kernel.num_stages, checks)
     recorder = Recorder()
     values = [_argument(a.type, x) for a, x in zip(prepared.args, args, strict=True)]
     written = set()
@@ -100,19 +123,37 @@ def execute(
         if owner is not None:
             written.add(owner.base)
     launch = Launch(kernel.name, space, recorder, grid, kernel.num_stages, frozenset(written))
-    total = grid[0] * grid[1] * grid[2]
+    order = np.arange(grid[0] * grid[1] * grid[2], dtype=np.int64)
     together = 1 if prepared.serial else chunk or prepared.chunk(enable_data)
+    if checks is None:
+        _run(prepared, launch, values, order, together, enable_data)
+    else:
+        from kernbench.kernels.sanitize.watch import checked
+
+        checked(checks, prepared, launch, order, together, enable_data, values, _run)
+    return KernelRecord(kernel.name, grid, recorder.blocks(), list(prepared.plan.lines))
+
+
+def _run(
+    prepared: Prepared,
+    launch: Launch,
+    values: Sequence[Any],
+    order: NDArray[np.int64],
+    together: int,
+    enable_data: bool,
+) -> None:
+    """Run programs by their numbers in the grid, ``together`` at a time."""
+    plan, recorder = prepared.plan, launch.recorder
     with np.errstate(all="ignore"), workers.single_threaded_blas():
-        for first in range(0, total, together):
-            programs = np.arange(first, min(total, first + together), dtype=np.int64)
+        for first in range(0, len(order), together):
+            programs = order[first : first + together]
             recorder.begin(len(programs))
             v: list[Any] = [None] * plan.slots
             for slot, value in zip(plan.args, values, strict=True):
                 v[slot] = value
-            frame = Frame(launch, recorder, v, [()] * plan.dep_slots, len(programs), _pids(programs, grid))
+            frame = Frame(launch, recorder, v, [()] * plan.dep_slots, len(programs), _pids(programs, launch.grid))
             plan.run(frame, enable_data)
             recorder.finish(programs)
-    return KernelRecord(kernel.name, grid, recorder.blocks(), list(plan.lines))
 
 
 def _argument(kind: Any, x: int | float | bool) -> Any:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from kernbench.kernels import ttir
+from kernbench.kernels import descriptors, ttir
 
 if TYPE_CHECKING:
     from kernbench.kernels.tcm import TcmNeed
@@ -31,8 +31,8 @@ class Kernel:
 
     @cached_property
     def module(self) -> ttir.Module:
-        """The parsed text."""
-        return ttir.parse(self.text)
+        """The parsed text, descriptors and block pointers rewritten into blocks of pointers."""
+        return descriptors.lower(ttir.parse(self.text))
 
     @cached_property
     def function(self) -> ttir.Function:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from kernbench.kernels import device as devices
+from kernbench.kernels import foreign
 from kernbench.kernels.kernel import Kernel
 from kernbench.kernels.tcm import programs_in_flight
 from kernbench.memory import Allocation
@@ -26,11 +27,12 @@ def launch(kernel: Kernel, grid: Grid, args: Sequence[Any]) -> None:
         kernel: what to run.
         grid: one to three sizes, or a function of the kernel's constexprs that gives them. A size of 0 runs nothing.
         args: one per argument of the TTIR function, constexprs left out: for a pointer a tensor (anything with
-            ``data_ptr()``) or an address in the device's space, else an int, a float or a bool.
+            ``data_ptr()``, a torch CPU tensor or a numpy array, see :mod:`kernbench.kernels.foreign`) or an address in
+            the device's space, else an int, a float or a bool.
 
     Raises:
         NoDeviceError: no context is open.
-        LaunchError: a wrong number of arguments, one that is neither a device tensor nor a number, or a bad grid.
+        LaunchError: a wrong number of arguments, one that is neither a tensor nor a number, or a bad grid.
         OutOfResources: one program needs more scratchpad than a PE has.
     """
     from kernbench.kernels.executor import execute
@@ -65,6 +67,11 @@ def _resolve(
     if len(args) != len(params):
         names = ", ".join(kernel.arg_names)
         raise LaunchError(f"kernel '{kernel.name}' takes {len(params)} arguments ({names}), got {len(args)}")
+    if any(foreign.is_foreign(arg) for arg in args):
+        from kernbench.kernels.executor import prepare
+
+        written = prepare(kernel.module, kernel.num_stages).written
+        args = foreign.place(args, kernel.arg_names, written, device, kernel.name)
     values: list[int | float | bool] = []
     touched: dict[int, Allocation] = {}
     for param, name, arg in zip(params, kernel.arg_names, args, strict=True):
@@ -74,8 +81,7 @@ def _resolve(
             arg = arg.item()
         if not isinstance(arg, int | float | bool):
             raise LaunchError(
-                f"kernel '{kernel.name}', argument '{name}': expected a device tensor or a number, "
-                f"got {type(arg).__name__}"
+                f"kernel '{kernel.name}', argument '{name}': expected a tensor or a number, got {type(arg).__name__}"
             )
         if kernel.is_pointer(param):
             found = device.space.find(int(arg))

@@ -21,8 +21,10 @@ NARROW: dict[str, tuple[int, np.dtype]] = {
     "bf16": (2, np.dtype(ml_dtypes.bfloat16)),
     "f8E4M3FN": (3, np.dtype(ml_dtypes.float8_e4m3fn)),
     "f8E5M2": (4, np.dtype(ml_dtypes.float8_e5m2)),
+    "f8E4M3FNUZ": (0, np.dtype(ml_dtypes.float8_e4m3fnuz)),
+    "f8E5M2FNUZ": (0, np.dtype(ml_dtypes.float8_e5m2fnuz)),
 }
-"""TTIR's name of each narrow float -> (its number in the core, its storage dtype)."""
+"""TTIR's name of each narrow float -> (its number in the core, 0 for numpy's way, and its storage dtype)."""
 _COPY = {1: 8, 2: 16, 4: 32, 8: 64}
 _Pointer = ctypes.c_void_p
 
@@ -43,7 +45,7 @@ def widen(x: NDArray[Any], name: str) -> NDArray[np.float32]:
     """Values of a narrow float type, given in its storage dtype (or as raw unsigned integers), as float32."""
     number, storage = NARROW[name]
     core = _core()
-    if core is None:
+    if core is None or not number:
         return x.view(storage).astype(np.float32)
     x = np.ascontiguousarray(x)
     out = np.empty(x.shape, np.float32)
@@ -56,7 +58,7 @@ def narrow(x: NDArray[np.float32], name: str) -> NDArray[Any]:
     becomes infinity, or NaN where the type has none (f8E4M3FN)."""
     number, storage = NARROW[name]
     core = _core()
-    if core is None:
+    if core is None or not number:
         with np.errstate(over="ignore", invalid="ignore"):
             return x.astype(storage)
     x = np.ascontiguousarray(x, np.float32)
@@ -69,13 +71,29 @@ def rounded(x: Any, name: str, fresh: bool = False) -> Any:
     """float32 values rounded to a narrow float's precision and range, still float32. x is overwritten if ``fresh``."""
     number, storage = NARROW[name]
     core = _core()
-    if core is None or not isinstance(x, np.ndarray):
+    if core is None or not number or not isinstance(x, np.ndarray):
         with np.errstate(over="ignore", invalid="ignore"):
             return np.asarray(x).astype(storage).astype(np.float32)[()]
     x = np.ascontiguousarray(x, np.float32)
     out = x if fresh else np.empty(x.shape, np.float32)
     core.kb_round(number, x.ctypes.data, out.ctypes.data, x.size)
     return out
+
+
+def saturated(x: Any, name: str) -> Any:
+    """Values clipped to the finite range of a narrow float type; NaN stays NaN. So GPUs convert to 8-bit floats."""
+    largest = float(ml_dtypes.finfo(NARROW[name][1]).max)
+    return np.clip(x, x.dtype.type(-largest), x.dtype.type(largest))
+
+
+def toward_zero(x: Any, name: str) -> Any:
+    """Values rounded to a narrow float's precision towards zero, as float32."""
+    storage = NARROW[name][1]
+    with np.errstate(over="ignore", invalid="ignore"):
+        raw = np.asarray(x).astype(storage)
+    bits = raw.view(f"u{storage.itemsize}")
+    too_large = np.abs(raw.astype(np.float64)) > np.abs(x)  # the next smaller magnitude is the bits less one
+    return (bits - too_large).astype(bits.dtype).view(storage).astype(np.float32)[()]
 
 
 class Tiles:
@@ -129,7 +147,7 @@ class Tiles:
 
     def _move(self, store: int, memory: NDArray[np.uint8], name: str, storage: np.dtype, values: NDArray[Any]) -> bool:
         core = _core()
-        if core is None:
+        if core is None or (name in NARROW and not NARROW[name][0]):
             return False
         kind = NARROW[name][0] if name in NARROW else _COPY[storage.itemsize]
         programs, rank = len(self.base), len(self.dims)

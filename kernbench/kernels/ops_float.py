@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from kernbench.kernels import special
-from kernbench.kernels.numerics import NARROW, narrow, rounded
+from kernbench.kernels.libdevice import LIBDEVICE
+from kernbench.kernels.numerics import NARROW, narrow, rounded, saturated, toward_zero
 from kernbench.kernels.ops_int import in_full, record, short_name
 from kernbench.kernels.plan import CARRIER, Compiler, Frame, element, emits, unsupported
 from kernbench.kernels.ttir import Op
@@ -207,13 +208,17 @@ def cast(source: str, target: str) -> Callable[[Any], Any]:
 def emit_cast(c: Compiler, op: Op) -> None:
     source, target = element(op.operands[0].type), element(op.results[0].type)
     rounding = op.attrs.get("rounding", "rtne")
-    if rounding not in ("rtne", "none"):
-        raise unsupported(op, f"rounding {rounding}; use the default, to nearest even")
+    words = {rounding, *op.attrs.get("words", ())}
     fn = cast(source, target)
     a, out = c.slot(op.operands[0]), c.slot(op.results[0])
     users = c.users.get(op.results[0], [])
     if target in NARROW and source != "f64" and users and all(_writes(u, op) for u in users):
         fn = lambda x: x  # noqa: E731  the store rounds
+    if target in NARROW and "rtz" in words:
+        fn = lambda x: toward_zero(x, target)  # noqa: E731
+    elif op.name == "tt.fp_to_fp" and target.startswith("f8"):
+        plain = fn
+        fn = lambda x: plain(saturated(x, target))  # noqa: E731
     c.compute(op, lambda f: f.v.__setitem__(out, fn(f.v[a])))
     record(c, op, "cast")
 
@@ -297,7 +302,7 @@ def emit_bitcast(c: Compiler, op: Op) -> None:
 @emits("tt.extern_elementwise")
 def emit_extern(c: Compiler, op: Op) -> None:
     symbol = op.attrs.get("symbol", "")
-    fn = special.LIBDEVICE.get(symbol)
+    fn = LIBDEVICE.get(symbol)
     if fn is None:
         raise unsupported(op, f"libdevice function {symbol}")
     name = element(op.results[0].type)

@@ -65,9 +65,12 @@ class Access:
             KernelFault: an element is outside every live allocation, or reaches over the end of one.
         """
         try:
-            return owners(f.launch.space, w)
+            found = owners(f.launch.space, w)
         except LookupError as missed:
             raise self._fault(f, w, int(missed.args[0])) from None
+        if f.launch.watch is not None:
+            f.launch.watch.access(f, self, w, found)
+        return found
 
     def _fault(self, f: Frame, w: Window, program: int) -> KernelFault:
         one_program = w.select(np.array([program]))
@@ -83,8 +86,22 @@ class Access:
             index = f" (elements {first}..{last} of {owner.nbytes // self.itemsize})"
         return KernelFault(
             f"{where(self.op.loc)}: kernel '{f.launch.name}', program {f.program(program)}: {what} {target} out of "
-            f"bounds: {space.describe(address, size)}{index}. Check the mask and the strides passed to the kernel."
+            f"bounds: {space.describe(address, size)}{index}{self._first_outside(one_program, owner)}. Check the mask "
+            "and the strides passed to the kernel."
         )
+
+    def _first_outside(self, w: Window, owner: Allocation | None) -> str:
+        """Which element of the block is the first outside, and what the mask leaves, for a message."""
+        address, keep = w.lanes()
+        outside = keep & True
+        if owner is not None:
+            outside &= (address < owner.base) | (address + self.itemsize > owner.end)
+        mask = "there is no mask" if self.mask < 0 else f"the mask leaves {int(keep.sum())} of {keep.size} elements"
+        if not outside.any() or self.scalar:  # a loop's later iteration
+            return f"; {mask}"
+        at = np.argwhere(outside)[0][1:]
+        at = np.array(np.unravel_index(int(at[0]), w.block)) if w.block is not None else at
+        return f"; the first outside is index {tuple(at.tolist())} of the block, {mask}"
 
 
 def access_of(c: Compiler, op: Op, mask_at: int) -> Access:

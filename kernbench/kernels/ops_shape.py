@@ -268,6 +268,8 @@ def emit_print(c: Compiler, op: Op) -> None:
     def step(f: Frame) -> None:
         for p in range(f.count):
             pid = ", ".join(map(str, f.program(p)))
+            if not slots:
+                print(f"pid ({pid}){prefix}")
             for s, (kind, dtype) in zip(slots, kinds, strict=True):
                 x = f.v[s]
                 if isinstance(kind, Tensor):

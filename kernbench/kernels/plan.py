@@ -29,6 +29,8 @@ CARRIER: dict[str, np.dtype] = {
     "bf16": np.dtype(np.float32),
     "f8E4M3FN": np.dtype(np.float32),
     "f8E5M2": np.dtype(np.float32),
+    "f8E4M3FNUZ": np.dtype(np.float32),
+    "f8E5M2FNUZ": np.dtype(np.float32),
     "i1": np.dtype(np.bool_),
     "i8": np.dtype(np.int8),
     "i16": np.dtype(np.int16),
@@ -37,7 +39,13 @@ CARRIER: dict[str, np.dtype] = {
     "index": np.dtype(np.int64),
 }
 """TTIR's element types -> what carries them in arithmetic."""
-_RECORD_NAME = {"f8E4M3FN": "f8e4m3", "f8E5M2": "f8e5m2", "index": "i64"}
+_RECORD_NAME = {
+    "f8E4M3FN": "f8e4m3",
+    "f8E5M2": "f8e5m2",
+    "f8E4M3FNUZ": "f8e4m3",
+    "f8E5M2FNUZ": "f8e5m2",
+    "index": "i64",
+}
 
 
 def record_dtype(kind: Type) -> str:
@@ -67,6 +75,8 @@ class Launch:
     num_stages: int
     written: frozenset[int] = frozenset()
     """Bases of allocations the launch may write: their casts must not be cached."""
+    watch: Any = None
+    """The checks of this launch (:class:`kernbench.kernels.sanitize.watch.Watch`), None for none."""
 
 
 @dataclass(eq=False, slots=True)
@@ -147,6 +157,8 @@ class Plan:
     """Source lines that rows refer to by index."""
     largest_tile: int = 1
     """Elements of the largest block of data."""
+    stepped_dots: bool = False
+    """Whether a loop with matrix products runs step by step: each step then wants many programs."""
     largest_needed: int = 1
     """The same of what a timing-only run computes."""
 
@@ -155,6 +167,12 @@ def run(steps: list[Step], frame: Frame) -> None:
     """Execute a block."""
     for step in steps:
         step(frame)
+
+
+class Probe:
+    """While one is ``on``, it may add steps of its own after each operation that is compiled."""
+
+    on: Callable[[Compiler, Op], None] | None = None
 
 
 Emitter = Callable[["Compiler", Op], None]
@@ -194,6 +212,7 @@ class Compiler:
         self.loop_loads: list[int] = []
         """Loads of the loop being compiled, by the number they are known under at run time."""
         self.largest_tile = self.largest_needed = 1
+        self.stepped_dots = False
         self.origin: dict[Value, str] = {}
         """Pointers -> the parameter they are offsets from."""
         self.users: dict[Value, list[Op]] = {}
@@ -290,6 +309,8 @@ class Compiler:
                 if element(r.type) == "i64" and (op.name in VIEWS or op.name in ("tt.addptr", "tt.advance")):
                     self.origin[r] = self.origin[op.operands[0]]
         emitter(self, op)
+        if Probe.on is not None:
+            Probe.on(self, op)
 
     def argument(self, pointer: Value) -> str:
         """The name of the parameter a pointer comes from, or an empty string."""
@@ -315,6 +336,7 @@ class Compiler:
             run_blocks,
             lines=self.lines,
             largest_tile=self.largest_tile,
+            stepped_dots=self.stepped_dots,
             largest_needed=self.largest_needed,
         )
 
@@ -360,10 +382,6 @@ def where(loc: Loc) -> str:
 _INSTEAD = {
     "tt.dot_scaled": "scale the operands and use tl.dot",
     "tt.elementwise_inline_asm": "write the operation with tl functions",
-    "tt.map_elementwise": "write the function on whole blocks",
-    "tt.descriptor_gather": "use tl.load with a block of pointers",
-    "tt.descriptor_scatter": "use tl.store with a block of pointers",
-    "tt.descriptor_reduce": "use tl.atomic_add with a block of pointers",
 }
 
 

@@ -189,14 +189,14 @@ class Recorder:
 
     def finish(self, programs: NDArray[np.int64]) -> None:
         """End a chunk; ``programs`` are the linear ids of its programs, ascending."""
-        for group in self._groups():
-            self._merge(programs, group)
+        for group, executed in self._groups():
+            self._merge(programs, group, executed)
 
-    def _groups(self) -> list[Index]:
-        """Programs of the chunk by the rows they executed."""
+    def _groups(self) -> list[tuple[Index, list[bool]]]:
+        """Programs of the chunk by the rows they executed, and which those are of the rows that not all did."""
         partial = [e.members for e in self._rows if e.members is not None]
         if not partial:
-            return [np.arange(self._count)]
+            return [(np.arange(self._count), [])]
         executed = np.zeros((len(partial), self._count), np.bool_)
         for bits, members in zip(executed, partial, strict=True):
             bits[members] = True
@@ -205,10 +205,11 @@ class Recorder:
         _, inverse = np.unique(patterns, return_inverse=True)
         order = np.argsort(inverse, kind="stable")
         bounds = np.flatnonzero(np.diff(inverse[order])) + 1
-        return sorted((np.sort(g) for g in np.split(order, bounds)), key=lambda g: int(g[0]))
+        groups = sorted((np.sort(g) for g in np.split(order, bounds)), key=lambda g: int(g[0]))
+        return [(g, executed[:, g[0]].tolist()) for g in groups]
 
-    def _merge(self, programs: NDArray[np.int64], group: Index) -> None:
-        probe = int(group[0])
+    def _merge(self, programs: NDArray[np.int64], group: Index, executed: list[bool]) -> None:
+        took_part = iter(executed)
         position = np.full(self._count, -1, np.intp)
         number: dict[int, int] = {}
         loops: dict[int, int] = {}
@@ -217,12 +218,10 @@ class Recorder:
         everybody = len(group) == self._count
         for i, entry in enumerate(self._rows):
             members = entry.members
-            if members is not None:
-                at = np.searchsorted(members, probe)
-                if at == len(members) or members[at] != probe:
-                    continue
+            if members is not None and not next(took_part):
+                continue
             number[i] = len(rows)
-            deps = tuple(sorted(self._resolve(entry.deps, number)))
+            deps = tuple(sorted(self._resolve(entry.deps, number))) if entry.deps else ()
             loop = loops.setdefault(entry.loop, len(loops)) if entry.loop >= 0 else -1
             rows.append((entry.kind, deps, entry.layout, loop, entry.chained))
             if entry.columns is None:

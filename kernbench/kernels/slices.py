@@ -80,6 +80,11 @@ def needed_values(function: Function, data: frozenset[Value]) -> frozenset[Value
     return frozenset(needed)
 
 
+def needed_sources(function: Function) -> dict[Value, list[Value]]:
+    """Each value -> those it is computed from, through loops and branches."""
+    return _Flow(function).sources
+
+
 class _Flow:
     """From each value to those it is computed from, through loops and branches."""
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kernbench.kernels import sanitize
 from kernbench.kernels.device import Provider, Target, set_provider
 from kernbench.memory import AddressSpace, Allocation, DType, dtype
 from kernbench.sim_engine.oplog import KernelRecord
@@ -63,6 +64,12 @@ class DeviceArray:
         strides = [s * width for s in self._strides]
         return np.ndarray(self.shape, self.dtype.storage, self.allocation.bytes, self.offset * width, strides)
 
+    def _seen_as_bytes(self, marks: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """One entry per byte of this view, of an array with one per byte of the allocation."""
+        width = self.dtype.itemsize
+        strides = [s * width for s in self._strides] + [1]
+        return np.ndarray((*self.shape, width), np.bool_, marks, self.offset * width, strides)
+
     def numpy(self) -> NDArray[Any]:
         """A copy in the storage dtype (ml_dtypes for bf16 and f8)."""
         return self._host().copy()
@@ -72,6 +79,8 @@ class DeviceArray:
         values = source.numpy() if isinstance(source, DeviceArray) else source
         self._host()[...] = np.asarray(values).astype(self.dtype.storage)
         self.allocation.wrote()
+        if self.allocation.unwritten is not None:
+            self._seen_as_bytes(self.allocation.unwritten)[...] = False
         return self
 
     def zero_(self) -> DeviceArray:
@@ -128,6 +137,8 @@ class StandaloneDevice:
         """A new array, row-major; its bytes read as zero."""
         kind = dtype(kind)
         allocation = self.space.alloc(int(np.prod(shape, dtype=np.int64)) * kind.itemsize, name)
+        if sanitize.tracks_writes():
+            allocation.unwritten = np.ones(allocation.nbytes, np.bool_)
         strides = [int(np.prod(shape[i + 1 :], dtype=np.int64)) for i in range(len(shape))]
         return DeviceArray(allocation, kind, shape, strides)
 

@@ -190,9 +190,9 @@ def check(module: Module) -> None:
     Raises:
         KernelError: it cannot; the message names the operation, its source line, and what to do.
     """
-    from kernbench.kernels import executor
+    from kernbench.kernels import descriptors, executor
 
-    executor.check(module)
+    executor.check(descriptors.lower(module))
 
 
 @lru_cache(maxsize=4096)
@@ -216,6 +216,8 @@ def parse_type(text: str) -> Type:
     if head in ("!tt.tensordesc", "!tt.ptrdesc"):
         block = parse_type(inner if inner.startswith("tensor") else f"tensor<{inner}>")
         return TensorDesc(block) if isinstance(block, Tensor) else Opaque(text)
+    if signed := re.fullmatch(r"[su]i(\d+)", text):  # of descriptors; arithmetic does not tell them apart
+        return Scalar(f"i{signed[1]}")
     if re.fullmatch(r"(?:b?f\d+\w*|tf32|u?i\d+|index)", text):
         return Scalar(text)
     return Opaque(text)

@@ -413,6 +413,8 @@ class Parser:
                 self.at += 2
                 op.attrs[text] = self.attribute(typed=False)
             elif kind in ("word", "number", "angle"):
+                if text == "scale":  # of tt.dot_scaled: says which operands are scales
+                    groups.append(len(operands))
                 words.append(text)
                 self.at += 1
             else:

@@ -41,6 +41,8 @@ class Allocation:
     """Grows with every write; caches of derived values key on it."""
     _bytes: NDArray[np.uint8] | None = None
     _invalid: NDArray[np.bool_] | None = None
+    unwritten: NDArray[np.bool_] | None = None
+    """bool[nbytes] marking bytes that nothing ever wrote; None where nobody keeps track."""
     carriers: dict[str, tuple[int, NDArray]] = field(default_factory=dict)
     """Values cast to their carrier type: dtype name -> (version, flat array)."""
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, cast
 
 from kernbench.kernels import device as kernel_device
+from kernbench.kernels import sanitize
 from kernbench.kernels.device import Target
 from kernbench.memory import DType, dtype
 from kernbench.runtime_api import rank as ranks
@@ -86,6 +87,9 @@ class RuntimeContext(Factories, Functional):
         self._main = Rank(World(self, 1), 0, 0)
         self._shuffle = None if shuffle is None else Random(shuffle)
         self._before: list[Any] = []
+        self._checks: tuple[sanitize.Checks | None, ...] = ()
+        """What ``open(check=...)`` asked for; empty for what is set elsewhere."""
+        self._checks_before: sanitize.Checks | None = None
         self._fence_due = False
         self._ranges_sorted = len(engine.log.ranges)
         if engine.binder is None:
@@ -101,6 +105,7 @@ class RuntimeContext(Factories, Functional):
         enable_data: bool = True,
         overrides: Sequence[str] = (),
         sips: int | None = None,
+        check: bool | Iterable[str] | None = None,
         **kwargs: Any,
     ) -> RuntimeContext:
         """A context on a fresh engine: ``with RuntimeContext.open("ahbm-4sip") as ctx:``.
@@ -110,23 +115,32 @@ class RuntimeContext(Factories, Functional):
             enable_data: False computes no values and gives the same timeline.
             overrides: changes such as ``sip.cube.hbm.bandwidth=2 TB/s``.
             sips: number of SIPs instead of the file's.
+            check: True, or names of :mod:`kernbench.kernels.sanitize`: check kernels while the context is open. None
+                leaves it to the environment variable ``KERNBENCH_CHECK``.
         """
         import kernbench.topology
         from kernbench.sim_engine.engine import GraphEngine
 
         if isinstance(topology, str | Path):
             topology = kernbench.topology.load(topology, overrides=overrides, sips=sips)
-        return cls(GraphEngine(topology, enable_data=enable_data), DeviceSelector("all"), **kwargs)
+        made = cls(GraphEngine(topology, enable_data=enable_data), DeviceSelector("all"), **kwargs)
+        if check is not None:
+            made._checks = (sanitize.checks(check),)
+        return made
 
     def __enter__(self) -> RuntimeContext:
         if self._before:
             raise ContextError("this context is open already")
         ranks.enter(self._main)
         self._before.append(kernel_device.set_provider(cast(Any, ranks.current)))
+        if self._checks:
+            self._checks_before = sanitize.switch(self._checks[0])
         return self
 
     def __exit__(self, *_: object) -> None:
         kernel_device.set_provider(self._before.pop())
+        if self._checks:
+            sanitize.switch(self._checks_before)
         ranks.leave(self._main)
 
     # Element types, under torch's names: ctx.float16, ctx.bfloat16, ctx.int32 ...

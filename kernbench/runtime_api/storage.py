@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from kernbench.kernels import sanitize
 from kernbench.memory import INTERLEAVED, Placement
 
 if TYPE_CHECKING:
@@ -20,6 +23,8 @@ class Storage:
     def __init__(self, sip: Sip, nbytes: int, name: str, placement: Placement = INTERLEAVED) -> None:
         self.sip = sip
         self.allocation = sip.space.alloc(nbytes, name, placement, sip.current.number)
+        if sip.ctx.enable_data and sanitize.tracks_writes():
+            self.allocation.unwritten = np.ones(nbytes, np.bool_)
 
     def __del__(self) -> None:
         allocation = getattr(self, "allocation", None)  # absent where the allocation itself failed

@@ -341,6 +341,11 @@ class Tensor(Arithmetic, Views):
         assert self._storage is not None
         allocation = self._storage.allocation
         start = self._offset * self.dtype.itemsize
+        if allocation.unwritten is not None:
+            if self.is_contiguous() and self.nbytes == allocation.nbytes:
+                allocation.unwritten = None
+            else:
+                self._bytes_view(allocation.unwritten)[...] = False
         if valid and allocation.invalid is None:
             return
         if self.is_contiguous() and valid:

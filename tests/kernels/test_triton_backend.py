@@ -140,14 +140,13 @@ def test_tuples_none_and_ones_are_passed_as_triton_passes_them():
         assert out.numpy().tolist() == [1.5, 3.5, 5.5, 7.5]
 
 
-def test_a_host_descriptor_says_what_to_use_instead():
+def test_a_host_descriptor_is_an_argument():
     from triton.tools.tensor_descriptor import TensorDescriptor
 
     with StandaloneDevice() as device:
-        x, out = device.empty((16, 16), "f32"), device.empty((16, 16), "f32")
-        descriptor = TensorDescriptor(x, [16, 16], [16, 1], [16, 16])
-        with pytest.raises(NotImplementedError, match=r"make_tensor_descriptor"):
-            descriptor_kernel[(1,)](descriptor, out)
+        x, out = device.array(np.arange(256, dtype=np.float32).reshape(16, 16)), device.empty((16, 16), "f32")
+        descriptor_kernel[(1,)](TensorDescriptor(x, [16, 16], [16, 1], [16, 16]), out)
+        np.testing.assert_array_equal(out.numpy(), x.numpy())
 
 
 def test_the_interpreter_is_warned_about():
@@ -188,12 +187,21 @@ def test_a_tile_larger_than_the_scratchpad_raises_tritons_own_error():
         assert device.records[-1].programs_in_flight == 1
 
 
-def test_a_host_tensor_is_refused_with_its_argument_name():
-    torch = pytest.importorskip("torch")
-    with StandaloneDevice() as device:
-        out = device.empty((4,), "f32")
-        with pytest.raises(LaunchError, match=r"argument 'x_ptr'.*is in no tensor of device memory"):
-            tutorials.add(torch.ones(4), torch.ones(4), out)
+def test_an_address_in_no_tensor_is_refused_with_its_argument_name():
+    class Elsewhere:
+        dtype = "float32"
+
+        def data_ptr(self):
+            return 1 << 40
+
+        def numel(self):
+            return 4
+
+    with (
+        StandaloneDevice() as device,
+        pytest.raises(LaunchError, match=r"argument 'x_ptr'.*is in no tensor of device memory"),
+    ):
+        tutorials.add(Elsewhere(), Elsewhere(), device.empty((4,), "f32"))
 
 
 def test_an_empty_grid_runs_nothing():

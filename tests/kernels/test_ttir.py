@@ -194,9 +194,9 @@ def test_what_is_no_ttir_says_where(text, message):
 def test_an_operation_that_cannot_run_is_refused_before_anything_runs():
     module = parse(
         "module {\n tt.func public @k(%n: i32) {\n"
-        ' %0 = tt.dot_scaled %n : i32 -> i32 loc("mine.py":9:1)\n tt.return\n}\n}'
+        ' %0 = tt.warp_group_dot %n : i32 -> i32 loc("mine.py":9:1)\n tt.return\n}\n}'
     )
-    with pytest.raises(KernelError, match=r"mine.py:9: .*tt.dot_scaled.*What to do: scale the operands"):
+    with pytest.raises(KernelError, match=r"mine.py:9: .*tt.warp_group_dot.*What to do: rewrite the line"):
         ttir.check(module)
 
 

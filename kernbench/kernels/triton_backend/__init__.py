@@ -17,6 +17,8 @@ from importlib.util import find_spec
 from types import ModuleType
 
 NAME = "kernbench"
+impersonated: list[tuple[str, int]] = []
+"""The targets (``("cuda", 90)``) that Triton is told it compiles for, the innermost last; none: KernBench's own."""
 _following = False
 
 

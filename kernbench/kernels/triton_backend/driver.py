@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import triton.backends
 import triton.backends.driver as base
 from triton.backends.compiler import GPUTarget
 
 from kernbench.kernels import device as devices
+from kernbench.kernels.foreign import HostArray
 from kernbench.kernels.kernel import Kernel
 from kernbench.kernels.launch import launch
-from kernbench.kernels.triton_backend import NAME
+from kernbench.kernels.triton_backend import NAME, impersonated
 
 _tuners: weakref.WeakSet[Any] = weakref.WeakSet()
 """Autotuners that chose by simulated time. What they chose holds for one context's machine only."""
@@ -41,14 +44,9 @@ class Launcher:
         self.num_stages = metadata.num_stages
         self.kernel: Kernel | None = None
         self.kinds = tuple(source.signature.values())
-        self.flat = not any(isinstance(kind, tuple) for kind in self.kinds)
+        self.flat = not any(isinstance(kind, tuple) or kind.startswith("tensordesc") for kind in self.kinds)
         self.runtime = [i for i, kind in enumerate(self.kinds) if kind != "constexpr"]
         self.names = tuple(tuple(source.signature)[i] for i in self.runtime) if self.flat else ()
-        if "tensordesc" in str(self.kinds):
-            raise NotImplementedError(
-                f"kernel '{self.name}' takes a host TensorDescriptor, which is not supported: pass the tensor and call "
-                "tl.make_tensor_descriptor in the kernel, or use pointers"
-            )
         self.constexprs = {
             name: value
             for name, kind, value in zip(source.signature, self.kinds, _constants(source), strict=True)
@@ -91,10 +89,17 @@ def _constants(source: Any) -> list[Any]:
 
 
 def _flatten(kinds: Sequence[Any], args: Sequence[Any]) -> Any:
-    """Runtime arguments in the order of the TTIR function: tuples are spread, constants left out."""
+    """Runtime arguments in the order of the TTIR function: tuples and descriptors are spread, constants left out."""
     for kind, arg in zip(kinds, args, strict=True):
         if isinstance(kind, tuple):
             yield from _flatten(kind, arg)
+        elif kind.startswith("tensordesc"):
+            if getattr(arg, "padding", "zero") != "zero":
+                raise NotImplementedError(
+                    f"a host TensorDescriptor with padding='{arg.padding}' is not supported: call "
+                    "tl.make_tensor_descriptor(..., padding_option='nan') in the kernel"
+                )
+            yield from (arg.base, *arg.shape, *arg.strides)
         elif kind != "constexpr":
             yield arg
 
@@ -124,11 +129,11 @@ class KernBenchDriver(base.DriverBase):
         return os.environ.get("TRITON_DEFAULT_BACKEND") == NAME
 
     def get_current_target(self) -> GPUTarget:
-        return GPUTarget(NAME, "ttir", 1)
+        return GPUTarget(*impersonated[-1], 32) if impersonated else GPUTarget(NAME, "ttir", 1)
 
     def get_current_device(self) -> str:
         # Triton keeps compiled kernels per device: a name no other driver uses keeps theirs apart from ours.
-        return NAME
+        return f"{NAME} as {impersonated[-1]}" if impersonated else NAME
 
     def set_current_device(self, device: Any) -> None:
         """Ranks are chosen by the runtime, not by Triton."""
@@ -139,9 +144,13 @@ class KernBenchDriver(base.DriverBase):
     def get_active_torch_device(self) -> Any:
         import torch
 
-        return torch.device("cpu")
+        return torch.device(impersonated[-1][0], 0) if impersonated else torch.device("cpu")
 
     def get_device_interface(self) -> Any:
+        if impersonated:
+            import torch
+
+            return torch.cuda
         raise NotImplementedError(
             "KernBench has no torch device interface: call triton.testing.do_bench through its module inside the "
             "context (it then returns simulated milliseconds), or time with the runtime's events"
@@ -152,6 +161,20 @@ class KernBenchDriver(base.DriverBase):
 
     def get_benchmarker(self) -> Any:
         return simulated_time
+
+
+def _taking_arrays(run: Callable[..., Any]) -> Callable[..., Any]:
+    """``JITFunction.run`` that takes numpy arrays too, which Triton itself would refuse."""
+
+    @functools.wraps(run)
+    def with_arrays(self: Any, *args: Any, **kwargs: Any) -> Any:
+        args = tuple(HostArray(a) if isinstance(a, np.ndarray) else a for a in args)
+        for name, value in kwargs.items():
+            if isinstance(value, np.ndarray):
+                kwargs[name] = HostArray(value)
+        return run(self, *args, **kwargs)
+
+    return with_arrays
 
 
 _before: dict[str, Any] | None = None
@@ -174,7 +197,9 @@ def take_over() -> None:
     for tuner in _tuners:
         tuner.cache.clear()
     if _before is None:
-        _before = {"config": dict(config.__dict__), "do_bench": triton.testing.do_bench}
+        run = triton.runtime.JITFunction.run
+        _before = {"config": dict(config.__dict__), "do_bench": triton.testing.do_bench, "run": run}
+        triton.runtime.JITFunction.run = _taking_arrays(run)
         config.set_active(KernBenchDriver())
         triton.testing.do_bench = simulated_time
 
@@ -188,6 +213,7 @@ def give_back() -> None:
     if _before is not None:
         config.__dict__.update(_before["config"])
         triton.testing.do_bench = _before["do_bench"]
+        triton.runtime.JITFunction.run = _before["run"]
         _before = None
 
 

@@ -1,0 +1,134 @@
+"""``device="cuda"`` on a torch without CUDA: tensors live in host memory and say that they are on the GPU.
+
+Every tensor counts as a GPU's, except those that the program itself made on ``cpu`` or brought there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from weakref import WeakSet
+
+import torch
+import torch.autograd.graph
+from torch.overrides import TorchFunctionMode
+
+from kernbench.triton.patches import patched
+
+_CUDA = re.compile(r"cuda(:\d+)?")
+_CPU = torch.device("cpu")
+
+
+class CudaOnCpu(TorchFunctionMode):
+    """Turns the device ``cuda`` of every torch call into ``cpu``, and ``cpu`` back where a program asks for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._on_host: WeakSet[Any] = WeakSet()
+        """Storages that the program brought to, or made on, the CPU."""
+        self._on_device: WeakSet[Any] = WeakSet()
+        """Storages that are the program's own device memory already, so that ``.cuda()`` need not copy."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        answer = _ABOUT_DEVICE.get(func)
+        if answer is not None:
+            return answer(self, args[0])
+        if func in _MOVES:
+            return self._move(func, args, kwargs)
+        if kwargs.get("out_dtype") is not None and func in _PRODUCTS:
+            return _in_dtype(func, args, dict(kwargs))
+        wanted = _device(kwargs.get("device"))
+        if wanted is None:
+            return func(*args, **kwargs)
+        made = func(*args, **(kwargs | {"device": _CPU}))
+        return self._mark(made, wanted) if isinstance(made, torch.Tensor) else made
+
+    def is_on_host(self, tensor: torch.Tensor) -> bool:
+        """Whether the program knows a tensor to be on the CPU."""
+        return tensor.layout == torch.strided and tensor.untyped_storage() in self._on_host
+
+    def _move(self, func: Any, args: tuple, kwargs: dict) -> Any:
+        """``to``, ``cuda`` and ``cpu``: a new tensor wherever a GPU would have made one, since either may be written
+        later."""
+        tensor = args[0]
+        wanted: str | None
+        if func is torch.Tensor.to:
+            target = kwargs["device"] if "device" in kwargs else args[1] if len(args) > 1 else None
+            if isinstance(target, torch.Tensor):
+                wanted = "cpu" if self.is_on_host(target) else "cuda"
+            else:
+                wanted = _device(target)
+                if wanted is not None and "device" in kwargs:
+                    kwargs = kwargs | {"device": _CPU}
+                elif wanted is not None:
+                    args = (tensor, _CPU, *args[2:])
+            made = tensor.to(*args[1:], **kwargs)
+        else:
+            wanted = "cpu" if func is torch.Tensor.cpu else "cuda"
+            made = tensor.contiguous(**kwargs) if kwargs.get("memory_format") else tensor
+        if wanted is None:
+            return made
+        at_home = self._on_host if wanted == "cpu" else self._on_device
+        if made is tensor and (tensor.layout != torch.strided or tensor.untyped_storage() not in at_home):
+            made = tensor.clone()
+        return self._mark(made, wanted)
+
+    def _mark(self, tensor: torch.Tensor, wanted: str) -> torch.Tensor:
+        if tensor.layout == torch.strided and tensor.device == _CPU:
+            (self._on_host if wanted == "cpu" else self._on_device).add(tensor.untyped_storage())
+        return tensor
+
+
+def _device(spec: Any) -> str | None:
+    """``cuda`` or ``cpu`` where ``spec`` names such a device, else None."""
+    if isinstance(spec, torch.device):
+        return spec.type if spec.type in ("cuda", "cpu") else None
+    if isinstance(spec, str):
+        return "cuda" if _CUDA.fullmatch(spec) else "cpu" if spec == "cpu" else None
+    return "cuda" if isinstance(spec, int) and not isinstance(spec, bool) else None
+
+
+def _in_dtype(func: Any, args: tuple, kwargs: dict) -> torch.Tensor:
+    """A product with ``out_dtype``, which torch has for GPUs only: accumulated, and left, in that type."""
+    kind, out = kwargs.pop("out_dtype"), kwargs.pop("out", None)
+    product = func(*(a.to(kind) if isinstance(a, torch.Tensor) else a for a in args), **kwargs)
+    return product if out is None else out.copy_(product)
+
+
+def _its_device(mode: CudaOnCpu, tensor: torch.Tensor) -> torch.device:
+    device = tensor.device
+    return torch.device("cuda", 0) if device == _CPU and not mode.is_on_host(tensor) else device
+
+
+def _getter(name: str) -> Any:
+    """What torch calls when an attribute of a tensor is read."""
+    return getattr(torch.Tensor, name).__get__
+
+
+_ABOUT_DEVICE: dict[Any, Callable[[CudaOnCpu, Any], Any]] = {
+    _getter("device"): _its_device,
+    _getter("is_cuda"): lambda mode, tensor: _its_device(mode, tensor).type == "cuda",
+    _getter("is_cpu"): lambda mode, tensor: _its_device(mode, tensor).type == "cpu",
+    torch.Tensor.get_device: lambda mode, tensor: 0 if _its_device(mode, tensor).type == "cuda" else -1,
+}
+_PRODUCTS = frozenset({torch.mm, torch.bmm, torch.addmm, torch.baddbmm})
+_MOVES = frozenset({torch.Tensor.to, torch.Tensor.cuda, torch.Tensor.cpu})
+
+
+@contextmanager
+def installed() -> Iterator[CudaOnCpu]:
+    """The mode, also in the backward functions that autograd calls."""
+    mode = CudaOnCpu()
+    run = torch.autograd.graph._engine_run_backward
+
+    def backward(*args: Any, **kwargs: Any) -> Any:
+        # torch takes the mode off while it handles Tensor.backward: what users wrote runs in there.
+        with mode:
+            return run(*args, **kwargs)
+
+    changes = [(module, "_engine_run_backward", backward) for module in (torch.autograd.graph, torch.autograd)]
+    with patched(changes), mode:
+        yield mode

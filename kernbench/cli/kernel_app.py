@@ -191,28 +191,26 @@ def _values(before: dict[str, Any], after: dict[str, Any]) -> Any:
     import numpy as np
     import xxhash
     from rich.table import Table
+    from rich.text import Text
 
     from kernbench.memory import dtype
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("array", "", "checksum", "min", "mean", "max", "not finite"):
-        table.add_column(column, justify="left" if column in ("array", "", "checksum") else "right", no_wrap=True)
+    for column in ("array", "", "min", "mean", "max"):
+        table.add_column(column, justify="right" if column in ("min", "mean", "max") else "left", no_wrap=True)
     for name, was in before.items():
         now = np.ascontiguousarray(after[name])
         changed = now.tobytes() != was.tobytes()
         numbers = now.astype(np.float64)
         finite = numbers[np.isfinite(numbers)]
-        stats = [f"{f(finite):.6g}" if finite.size else "" for f in (np.min, np.mean, np.max)]
+        stats = [f"{f(finite):.4g}" if finite.size else "" for f in (np.min, np.mean, np.max)]
         kind = f"{name}: {dtype(now.dtype).name}[{','.join(map(str, now.shape))}]"
         lost = numbers.size - finite.size
-        table.add_row(
-            kind.replace("[", r"\["),
-            "written" if changed else "",
-            xxhash.xxh64_hexdigest(now.tobytes()) if changed else "",
-            *stats,
-            str(lost) if lost else "",
-            style="bold" if changed else "",
-        )
+        written = f"written {xxhash.xxh64_hexdigest(now.tobytes())}" if changed else ""
+        row = [kind, written, *stats, *([f"{lost} not finite"] if lost else [])]
+        if lost and len(table.columns) == 5:
+            table.add_column("")
+        table.add_row(*map(Text, row), style="bold" if changed else "")
     return table
 
 
@@ -228,14 +226,15 @@ def _times(timeline: Any, file: str) -> Any:
     parts: list[Any] = [Text()]
     for name, total in kernel_totals(timeline).items():
         text = Text.assemble((name, "bold"), "  ", (units.time(total["time_ps"]), "bold"), " simulated")
-        text.append(f"   {units.size(total['bytes'])} moved, {total['flops'] / 1e9:.3g} GFLOP on the GEMM engines")
-        text.append(f"   (with its launch {units.time(timeline.makespan_ps)})")
+        text.append(f" ({units.time(timeline.makespan_ps)} with its launch)   {units.size(total['bytes'])} moved")
+        if total["flops"]:
+            text.append(f", {total['flops'] / 1e9:.3g} GFLOP on the GEMM engines")
         parts.append(text)
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("line", no_wrap=True)
-    for column in ("share", "ops", "bytes", "FLOP"):
+    for column in ("share", "ops", "bytes"):
         table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("source", no_wrap=True, overflow="ellipsis")
+    table.add_column("source", no_wrap=True, overflow="ellipsis", max_width=48)
     lines = line_profile(timeline)
     everything = sum(entry.busy_ps for entry in lines) or 1
     for entry in lines[:HOTTEST]:
@@ -247,7 +246,6 @@ def _times(timeline: Any, file: str) -> Any:
             units.percent(entry.busy_ps / everything),
             f"{entry.ops:,}",
             units.size(entry.bytes) if entry.bytes else "",
-            f"{entry.flops:,}" if entry.flops else "",
             Text(source),
         )
     return Group(*parts, Text(), table)

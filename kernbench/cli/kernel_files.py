@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import operator
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -102,18 +103,42 @@ def value(text: str, rng: np.random.Generator) -> Any:
         raise KernelFileError(f"argument '{text}': unknown filling '{fill}'; expected {FILLS}") from None
 
 
+_OPERATORS: dict[type, Callable[[int, int], int]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+}
+_FUNCTIONS: dict[str, Callable[..., int]] = {"cdiv": lambda a, b: -(-a // b), "min": min, "max": max}
+
+
 def grid(text: str, names: Mapping[str, Any]) -> tuple[int, ...]:
     """Sizes from text: ``64``, ``8,4`` or ``cdiv(n, BLOCK), heads`` with the arguments' names."""
-    known: dict[str, Any] = {n: v for n, v in names.items() if isinstance(v, int)}
-    known |= {"cdiv": lambda a, b: -(-a // b), "min": min, "max": max}
+    known = {n: v for n, v in names.items() if isinstance(v, int)}
     try:
-        sizes = eval(compile(text, "--grid", "eval"), {"__builtins__": {}}, known)
-    except Exception as error:
+        tree = ast.parse(text.strip(), mode="eval").body
+        return tuple(_number(part, known) for part in (tree.elts if isinstance(tree, ast.Tuple) else [tree]))
+    except (SyntaxError, TypeError, ValueError, ZeroDivisionError) as error:
         raise KernelFileError(
-            f"--grid {text}: {error}; expected sizes such as 64, or cdiv(n, BLOCK), 4 with cdiv, min, max and the "
-            f"integer arguments ({', '.join(n for n, v in known.items() if not callable(v)) or 'none'})"
+            f"--grid {text}: {error}; expected sizes such as 64, or cdiv(n, BLOCK), 4 with + - * // %, cdiv, min, max "
+            f"and the integer arguments ({', '.join(known) or 'none'})"
         ) from None
-    sizes = sizes if isinstance(sizes, tuple) else (sizes,)
-    if not all(isinstance(n, int) for n in sizes):
-        raise KernelFileError(f"--grid {text}: gives {sizes}, expected whole numbers")
-    return sizes
+
+
+def _number(node: ast.expr, known: Mapping[str, int]) -> int:
+    """What a piece of arithmetic gives. Only these forms exist, so a text can do nothing else."""
+    if isinstance(node, ast.Constant) and type(node.value) is int:
+        return node.value
+    if isinstance(node, ast.Name) and node.id in known:
+        return known[node.id]
+    if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
+        return _OPERATORS[type(node.op)](_number(node.left, known), _number(node.right, known))
+    if (
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id in _FUNCTIONS
+        and not node.keywords
+    ):
+        return _FUNCTIONS[node.func.id](*(_number(arg, known) for arg in node.args))
+    raise ValueError(f"found `{ast.unparse(node)}`")

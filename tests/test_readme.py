@@ -40,7 +40,7 @@ def test_files_and_targets_exist():
     for target in set(re.findall(r"make (\w+)", TEXT)):
         assert f"\n{target}:" in make
     prose = re.sub(r"```.*?```", "", TEXT, flags=re.S)
-    for path in re.findall(r"(?:\]\(|kernbench run )((?!http)[\w/.-]+)", prose):
+    for path in re.findall(r"(?:\]\(|kernbench run )((?!http|-)[\w/.-]+)", prose):
         assert (ROOT / path).exists(), path
 
 

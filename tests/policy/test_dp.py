@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kernbench.memory import INTERLEAVED
 from kernbench.memory.channels import ChannelMap
@@ -61,13 +63,31 @@ def test_replicas_count_in_capacity():
     [
         (DPPolicy("row_wise", num_cubes=5), (64, 64), "the SIP has 4 cubes"),
         (DPPolicy(pe="row_wise", num_pes=9), (64, 64), "a cube has 8 PEs"),
-        (DPPolicy("column_wise", num_cubes=2), (64, 64), "a part would be 64 bytes long.*granule of 256"),
-        (DPPolicy("row_wise", num_cubes=4), (4, 64), "a part would be 128 bytes long"),
     ],
 )
 def test_what_cannot_be_placed_says_why(policy, shape, message):
     with pytest.raises(ValueError, match=message):
         policy.placement(shape, 2, **SIZE)
+
+
+SPREADS = st.sampled_from(["replicate", "row_wise", "column_wise"])
+
+
+@given(SPREADS, SPREADS, st.integers(1, 4), st.integers(1, 8), st.integers(1, 70), st.integers(1, 300))
+def test_any_tensor_has_a_place_and_no_granule_is_cut(cube, pe, num_cubes, num_pes, rows, columns):
+    policy = DPPolicy(cube, pe, num_cubes, num_pes)
+    cubes, shares = parts_of(policy, (rows, columns), 2)
+    assert cubes.max() < 4 and shares.max() < num_pes
+    place = (cubes * 8 + shares).ravel()
+    granule = np.arange(place.size) * 2 // 256
+    if policy.placement((rows, columns), 2, **SIZE) != INTERLEAVED:
+        assert all(len(set(place[granule == g])) == 1 for g in range(granule.max() + 1))
+
+
+@pytest.mark.parametrize("spread", ["row_wise", "column_wise"])
+def test_parts_smaller_than_a_granule_still_spread(spread):
+    cubes, _ = parts_of(DPPolicy(spread, num_cubes=4), (64, 32), 2)  # 4,096 bytes in rows of 64
+    assert np.bincount(cubes.ravel()).tolist() == [512] * 4
 
 
 @pytest.mark.parametrize("wrong", [{"cube": "rows"}, {"pe": "diagonal"}, {"num_cubes": 0}, {"num_pes": 1.5}])

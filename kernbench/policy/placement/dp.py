@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from kernbench.memory import INTERLEAVED, Axis, Placement
 
@@ -18,6 +18,10 @@ class DPPolicy:
     ``replicate`` keeps a copy in every part (reads go to the nearest, writes to all), ``row_wise`` gives each part
     consecutive rows, ``column_wise`` consecutive columns. Rows are the product of all dimensions but the last. A level
     of one part does nothing, so the default is memory interleaved over all channels of the SIP.
+
+    No boundary cuts a granule of the memory's interleaving (256 bytes or more): parts of rows are rounded up to whole
+    granules, so that the last may be smaller or empty, and columns that are no whole granules cannot be kept apart; the
+    tensor's granules are then dealt to the parts in turn.
     """
 
     cube: Spread = "replicate"
@@ -42,10 +46,10 @@ class DPPolicy:
             shape: of the tensor.
             itemsize: bytes of an element.
             cubes, pes_per_cube: what the SIP has.
-            granule: bytes of the memory's interleaving; no shard boundary may cut one.
+            granule: bytes of the memory's interleaving.
 
         Raises:
-            ValueError: the policy asks for more cubes or PEs than there are, or a shard is no multiple of the granule.
+            ValueError: the policy asks for more cubes or PEs than there are.
         """
         if self.num_cubes > cubes:
             raise ValueError(f"DPPolicy(num_cubes={self.num_cubes}): the SIP has {cubes} cubes")
@@ -58,32 +62,41 @@ class DPPolicy:
         if rows * columns == 0 or self.num_cubes == self.num_pes == 1:
             return INTERLEAVED
         pitch = columns * itemsize
-        outer, rows_left, row_bytes = _axis("cube", self.cube, self.num_cubes, rows, pitch, pitch, granule)
-        inner, _, _ = _axis("pe", self.pe, self.num_pes, rows_left, pitch, row_bytes, granule)
+        whole = _Part(rows, pitch, pitch, _up(rows * pitch, granule), granule)
+        outer, part = whole.divide(self.cube, self.num_cubes, granule)
+        inner, _ = part.divide(self.pe, self.num_pes, granule)
         return Placement(outer, inner)
 
 
-def _axis(
-    level: str, spread: Spread, parts: int, rows: int, pitch: int, row_bytes: int, granule: int
-) -> tuple[Axis | None, int, int]:
-    """One level, for a part of ``rows`` rows with ``row_bytes`` bytes each, ``pitch`` bytes apart; also the rows and
-    the bytes a row that are left in each of its parts."""
-    if parts == 1:
-        return None, rows, row_bytes
-    if spread == "replicate":
-        return Axis(parts, replicate=True), rows, row_bytes
-    if spread == "row_wise":
-        height = -(-rows // parts)
-        axis, left = Axis(parts, period=rows * pitch, segment=height * pitch), (height, row_bytes)
-    else:
-        width = -(-row_bytes // parts)
-        axis, left = Axis(parts, period=row_bytes, segment=width), (rows, width)
-    cut = axis.segment if spread == "row_wise" or axis.segment % granule else axis.period
-    if cut % granule:
-        what = "part" if cut == axis.segment else "row"
-        raise ValueError(
-            f"DPPolicy({level}={spread!r}, num_{level}s={parts}): a {what} would be {cut} bytes long, which is no "
-            f"multiple of the memory's granule of {granule} bytes: choose another number of parts, a padded shape, or "
-            f"{level}='replicate'"
-        )
-    return axis, *left
+class _Part(NamedTuple):
+    """What one level divides: the tensor, or a part of it."""
+
+    rows: int
+    pitch: int
+    """Bytes from row to row."""
+    row_bytes: int
+    """Bytes of each row that belong to the part."""
+    region: int
+    """Bytes from the first row's begin to the last one's end, in whole granules."""
+    grain: int
+    """What is dealt in turn where columns cannot be kept apart."""
+
+    def divide(self, spread: Spread, parts: int, granule: int) -> tuple[Axis | None, _Part]:
+        """The level, and one of its parts."""
+        if parts == 1:
+            return None, self
+        if spread == "replicate":
+            return Axis(parts, replicate=True), self
+        if spread == "row_wise":
+            height = -(-self.rows // parts)
+            segment = _up(height * self.pitch, granule)
+            return Axis(parts, period=self.region, segment=segment), self._replace(rows=height, region=segment)
+        width, rest = divmod(self.row_bytes, parts)
+        if rest or width % granule:
+            dealt = Axis(parts, period=parts * self.grain, segment=self.grain)
+            return dealt, self._replace(grain=parts * self.grain)
+        return Axis(parts, period=self.row_bytes, segment=width), self._replace(row_bytes=width)
+
+
+def _up(nbytes: int, granule: int) -> int:
+    return -(-nbytes // granule) * granule

@@ -10,16 +10,7 @@ from collections.abc import Iterable
 
 from kernbench.kernels.ttir import Block, Function, Op, Scalar, Tensor, Type, Value
 
-READS = frozenset(
-    {
-        "tt.load",
-        "tt.atomic_rmw",
-        "tt.atomic_cas",
-        "tt.descriptor_load",
-        "tt.descriptor_gather",
-        "tt.call",
-    }
-)
+READS = frozenset({"tt.load", "tt.atomic_rmw", "tt.atomic_cas", "tt.call"})
 """Operations whose result comes from memory."""
 VIEWS = frozenset({"tt.splat", "tt.broadcast", "tt.expand_dims", "tt.reshape", "tt.trans", "tt.bitcast", "tt.unsplat"})
 """Operations that only rename bytes: no engine runs and no new tile is made."""

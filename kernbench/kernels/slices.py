@@ -38,7 +38,7 @@ def written_args(function: Function) -> tuple[int, ...]:
     for op in ops:
         if op.name in ("tt.call", "tt.int_to_ptr"):
             return tuple(i for i, v in enumerate(entry) if isinstance(v.type, Pointer))
-        if op.name in ATOMICS or op.name in ("tt.store", "tt.descriptor_store"):
+        if op.name in ATOMICS or op.name == "tt.store":
             found |= origin.get(op.operands[0], set())
     return tuple(sorted(found))
 
@@ -98,11 +98,7 @@ class _Flow:
     def seeds(self, data: frozenset[Value]) -> list[Value]:
         found: list[Value] = []
         for op in self.ops:
-            if op.name in ("tt.store", "tt.descriptor_store"):
-                if op.name == "tt.descriptor_store":
-                    found += op.operands[:-1]
-                    found += [v for v in op.operands[-1:] if v not in data]
-                    continue
+            if op.name == "tt.store":
                 found += [v for i, v in enumerate(op.operands) if i != 1]
                 found += [v for v in op.operands[1:2] if v not in data]
             elif op.name in ATOMICS:
@@ -110,8 +106,8 @@ class _Flow:
                 found += op.operands if used else [v for v in op.operands if v not in data or v is op.operands[0]]
                 if op.name == "tt.atomic_rmw":
                     found += op.operands[2:]
-            elif op.name in ("tt.load", "tt.descriptor_load", "tt.descriptor_gather"):
-                found += op.operands[:2] if op.name == "tt.load" else op.operands
+            elif op.name == "tt.load":
+                found += op.operands[:2]
             elif op.name in ("scf.if", "cf.cond_br"):
                 found += op.operands[:1]
             elif op.name == "scf.for":

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from kernbench.kernels.ops_memory import Access
 
 
-LOADS = frozenset({"tt.load", "tt.descriptor_load", "tt.descriptor_gather"})
-STORES = frozenset({"tt.store", "tt.descriptor_store", "tt.descriptor_scatter"})
+LOADS = frozenset({"tt.load"})
+STORES = frozenset({"tt.store"})
 
 
 PATIENCE = 5000

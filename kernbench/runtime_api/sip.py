@@ -112,8 +112,9 @@ class Sip:
     def touch_by_kernel(self, record: KernelRecord) -> None:
         """Raise InFlightError if the current stream may not yet touch what a kernel has touched."""
         if self.flights:
+            where = user_line()
             for writes, start, end, (file, line) in footprint.of_kernel(record):
-                by = f"kernel '{record.name}' launched at {user_line()} ({file}:{line})"
+                by = f"kernel '{record.name}' launched at {where} ({file}:{line})"
                 self.flights.check(start, end, writes, (self.current.clock, self.host_clock), by)
 
     def take_off(self, tensor: Tensor, writes: bool, call: Call, stream: StreamState) -> None:

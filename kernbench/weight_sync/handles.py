@@ -34,6 +34,7 @@ from kernbench.weight_sync.arrays import (
 )
 from kernbench.weight_sync.disk import REAL, write_file
 from kernbench.weight_sync.dtypes import wire_type
+from kernbench.weight_sync.processes import is_alive
 
 Bytes = NDArray[np.uint8]
 METADATA = "__metadata__"
@@ -310,21 +311,9 @@ def _remove_abandoned(path: Path) -> None:
     with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
         document = json.loads(path.read_bytes())
         about = document.pop(METADATA)
-        if _alive(about["pid"]):
+        if is_alive(about["pid"]):
             return
         names = {about["counter"], *(e["segment"] for entries in document.values() for e in entries)}
         for name in names:
             if _NAME.fullmatch(name):
                 (_folder() / name).unlink(missing_ok=True)
-
-
-def _alive(pid: int) -> bool:
-    if os.name == "nt":  # where signal 0 is not harmless
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

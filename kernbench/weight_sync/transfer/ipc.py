@@ -30,6 +30,7 @@ import numpy as np
 
 from kernbench.weight_sync.arrays import Bytes, Framework, describe, from_bytes, iter_bytes, start_digest
 from kernbench.weight_sync.dtypes import wire_type
+from kernbench.weight_sync.processes import is_alive
 from kernbench.weight_sync.transfer.base import (
     LoadWeights,
     WeightTransferEngine,
@@ -100,7 +101,7 @@ def new_address() -> str:
     """
     for old in Path(tempfile.gettempdir()).glob(f"{_FOLDER}*"):
         with suppress(OSError):
-            if old.stat().st_uid == os.getuid() and not _alive(int(old.name.split("-")[2])):
+            if old.stat().st_uid == os.getuid() and not is_alive(int(old.name.split("-")[2])):
                 (old / "socket").unlink(missing_ok=True)
                 old.rmdir()
     return str(Path(tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-")) / "socket")
@@ -389,13 +390,3 @@ def _map(number: int) -> Bytes:
         return np.frombuffer(mmap.mmap(number, 0, access=mmap.ACCESS_READ), np.uint8)
     finally:
         os.close(number)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

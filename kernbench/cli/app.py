@@ -9,6 +9,8 @@ from typing import Annotated
 import typer
 
 from kernbench.cli.kernel_app import kernel_app
+from kernbench.cli.options import Set, Sips
+from kernbench.cli.weights_simulate import simulate
 from kernbench.weight_sync.commands import app as weights_app
 
 app = typer.Typer(
@@ -21,14 +23,7 @@ topology_app = typer.Typer(help="Look at machines.", no_args_is_help=True)
 app.add_typer(topology_app, name="topology")
 app.add_typer(kernel_app, name="kernel")
 app.add_typer(weights_app, name="weights")
-
-Set = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set", help='Change the machine: --set sip.cube.hbm.bandwidth="2 TB/s". Repeatable.', metavar="KEY=VALUE"
-    ),
-]
-Sips = Annotated[int | None, typer.Option("--sips", help="Number of SIPs instead of the file's.", min=1)]
+weights_app.command()(simulate)
 
 
 @app.command()

@@ -11,24 +11,27 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kernbench.weight_sync.blockdiff import BLOCK
 from kernbench.weight_sync.blocksync import FileSync, sync_files
+from kernbench.weight_sync.delta import Progress
+from kernbench.weight_sync.delta_apply import files_of_names
 from kernbench.weight_sync.handles import Export, Handles, export_handles, load_handles
 from kernbench.weight_sync.layout_table import Experts
 from kernbench.weight_sync.modelconfig import ModelConfig
 from kernbench.weight_sync.reshard import EMBEDDING, HEAD, Gathered, gather, vllm_to_hf_tensors
-from kernbench.weight_sync.safetensors import SINGLE_NAME, parse_safetensors_header, read_header, read_index
+from kernbench.weight_sync.safetensors import parse_safetensors_header, read_index
 from kernbench.weight_sync.store import Store, Verification
 
 __all__ = [
     "Export",
     "SyncReport",
     "checkpoint_sync",
+    "compare_names",
     "diagnose",
     "export_handles",
     "parse_safetensors_header",
@@ -137,14 +140,16 @@ def sync_checkpoint(
     allow_pickle: bool = False,
     expert_parallel: bool = False,
     use_hashes: bool = True,
+    encoding: str = "auto",
+    delta: str | Path | None = None,
     dry_run: bool = False,
-    progress: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
 ) -> SyncReport:
     """As :func:`checkpoint_sync`, with all options and a full report.
 
     Args:
         expert_parallel: the ranks hold whole experts.
-        use_hashes, dry_run, progress: see :func:`kernbench.weight_sync.blocksync.sync_files`.
+        use_hashes, encoding, delta, dry_run, progress: see :func:`kernbench.weight_sync.blocksync.sync_files`.
     """
     handles = load_handles(handles_path, allow_pickle)
     began = handles.version()
@@ -156,6 +161,8 @@ def sync_checkpoint(
         block_size,
         publish=publish,
         use_hashes=use_hashes,
+        encoding=encoding,
+        delta=delta,
         before_commit=lambda: handles.check_unchanged(began),
         dry_run=dry_run,
         progress=progress,
@@ -172,14 +179,9 @@ def diagnose(model_dir: str | Path, handles_path: str | Path, *, allow_pickle: b
     """Print which live tensors the checkpoint has, which only serving has and which only the disk has.
 
     Returns:
-        ``{"matched", "only_hf", "only_disk"}`` -> published names.
+        As :func:`compare_names`.
     """
-    match = _match(Path(model_dir), load_handles(handles_path, allow_pickle), False)
-    found = {
-        "matched": sorted(name for tensors in match.wanted.values() for name in tensors),
-        "only_hf": sorted(match.missing),
-        "only_disk": sorted(match.only_disk),
-    }
+    found = compare_names(model_dir, handles_path, allow_pickle=allow_pickle)
     titles = {"matched": "matched", "only_hf": "only HF (live, not on disk)", "only_disk": "only disk (not live)"}
     for key, names in found.items():
         print(f"{titles[key]}: {len(names)}")
@@ -188,14 +190,29 @@ def diagnose(model_dir: str | Path, handles_path: str | Path, *, allow_pickle: b
     return found
 
 
-def verify(model_dir: str | Path) -> Verification:
+def compare_names(
+    model_dir: str | Path, handles_path: str | Path, *, allow_pickle: bool = False
+) -> dict[str, list[str]]:
+    """``{"matched", "only_hf", "only_disk"}`` -> published names."""
+    match = _match(Path(model_dir), load_handles(handles_path, allow_pickle), False)
+    return {
+        "matched": sorted(name for tensors in match.wanted.values() for name in tensors),
+        "only_hf": sorted(match.missing),
+        "only_disk": sorted(match.only_disk),
+    }
+
+
+def verify(model_dir: str | Path, progress: Progress | None = None) -> Verification:
     """Read every tensor of a checkpoint and compare it with the manifest's hashes. Changes nothing.
+
+    Args:
+        progress: called with the name and bytes of each file, once it has been read.
 
     Raises:
         FileNotFoundError: there is no checkpoint.
     """
-    names = _names_on_disk(Path(model_dir))
-    return Store(model_dir).verify(sorted(set(names.values())))
+    names = files_of_names(Path(model_dir))
+    return Store(model_dir).verify(sorted(set(names.values())), progress)
 
 
 def recover(model_dir: str | Path) -> str:
@@ -213,16 +230,16 @@ def recover(model_dir: str | Path) -> str:
 
 
 def _match(model_dir: Path, handles: Handles, expert_parallel: bool) -> _Match:
-    on_disk = _names_on_disk(model_dir)
+    on_disk = files_of_names(model_dir)
     config = ModelConfig.of_folder(model_dir)
     live = gather(handles.ranks, config, experts=_experts_on_disk(on_disk, config), expert_parallel=expert_parallel)
-    if config.tied and HEAD not in live and EMBEDDING in live and _resolve(HEAD, on_disk):
+    if config.tied and HEAD not in live and EMBEDDING in live and resolve_name(HEAD, on_disk):
         live[HEAD] = live[EMBEDDING]  # some checkpoints hold a tied head a second time
     # Files without a live tensor are there too, so that the manifest knows every file.
     wanted: dict[str, dict[str, Gathered]] = {f: {} for f in sorted(set(on_disk.values())) if (model_dir / f).exists()}
     missing = []
     for name, tensor in live.items():
-        published = _resolve(name, on_disk)
+        published = resolve_name(name, on_disk)
         if published is None:
             missing.append(name)
             continue
@@ -234,18 +251,7 @@ def _match(model_dir: Path, handles: Handles, expert_parallel: bool) -> _Match:
     return _Match(wanted, missing, [name for name in on_disk if name not in matched])
 
 
-def _names_on_disk(model_dir: Path) -> dict[str, str]:
-    """Tensor name -> file of a checkpoint; the index first, then what ``model.safetensors`` holds besides."""
-    names = dict(read_safetensors_index(model_dir))
-    single = model_dir / SINGLE_NAME
-    if single.exists():
-        names = dict.fromkeys(read_header(single).tensors, SINGLE_NAME) | names
-    if not names:
-        raise FileNotFoundError(f"{model_dir}: no checkpoint: neither an index nor {SINGLE_NAME} is there")
-    return names
-
-
-def _resolve(name: str, on_disk: Mapping[str, str]) -> str | None:
+def resolve_name(name: str, on_disk: Mapping[str, str]) -> str | None:
     """The checkpoint's spelling of a published name: multimodal models put their parts below other prefixes.
 
     Raises:

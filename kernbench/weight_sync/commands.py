@@ -1,28 +1,36 @@
-"""The commands of checkpoint sync: ``python -m kernbench.weight_sync``, and ``kernbench weights``."""
+"""The commands on weights: ``python -m kernbench.weight_sync``, and ``kernbench weights``."""
 
 from __future__ import annotations
 
-import json
-import logging
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from kernbench.weight_sync.commands_delta import apply, diff
+from kernbench.weight_sync.commands_http import push, serve
+from kernbench.weight_sync.commands_snapshot import load, snapshot
+from kernbench.weight_sync.console import (
+    AllowPickle,
+    AsJson,
+    DryRun,
+    HandlesFile,
+    ModelDir,
+    Publish,
+    Verbose,
+    emit,
+    log,
+    meter,
+    size,
+)
+
 app = typer.Typer(
-    help="Keep a checkpoint's files in step with live weights.",
+    help="Keep a checkpoint's files in step with live weights, and move weights between folders and machines.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-
-ModelDir = Annotated[Path, typer.Option("--model-dir", help="Folder of the checkpoint.", show_default=False)]
-HandlesFile = Annotated[Path, typer.Option("--handles", help="File that export_handles wrote.", show_default=False)]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")]
-AllowPickle = Annotated[
-    bool, typer.Option("--allow-pickle", help="Read a pickled file of CUDA handles. It can run code: trust its writer.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+ENCODING_HELP = "How changes are written down: auto, full, block, sparse or xor."
 
 
 @app.command()
@@ -30,24 +38,25 @@ def sync(
     model_dir: ModelDir,
     handles: HandlesFile,
     block_size: Annotated[int, typer.Option("--block-size", help="Bytes that are compared as one.", min=1)] = 4096,
-    publish: Annotated[
-        bool, typer.Option("--publish", help="Patch copies and rename them: for files that readers have mapped.")
-    ] = False,
+    encoding: Annotated[str, typer.Option("--encoding", help=ENCODING_HELP)] = "auto",
+    delta: Annotated[
+        Path | None, typer.Option("--delta", help="Also write the change to this file, for other copies (apply).")
+    ] = None,
+    publish: Publish = False,
     paranoid: Annotated[bool, typer.Option("--paranoid", help="Read every byte, whatever stored hashes say.")] = False,
     expert_parallel: Annotated[bool, typer.Option("--expert-parallel", help="Ranks hold whole experts.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Compare only.")] = False,
+    dry_run: DryRun = False,
     allow_pickle: AllowPickle = False,
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
     """Write what changed in live weights into the checkpoint's files. Exits with 1 if not one tensor matches."""
-    from rich.console import Console
-    from rich.markup import escape
-
     from kernbench.weight_sync.checkpoint_sync import sync_checkpoint
+    from kernbench.weight_sync.delta_apply import checkpoint_tensors
 
-    _log(verbose)
-    with Console(stderr=True).status("comparing") as status:
+    log(verbose)
+    total = sum(t.data.size for t in checkpoint_tensors(model_dir).values()) if handles.exists() else 0
+    with meter("comparing", total, as_json) as step:
         report = sync_checkpoint(
             model_dir,
             handles,
@@ -56,22 +65,30 @@ def sync(
             allow_pickle=allow_pickle,
             expert_parallel=expert_parallel,
             use_hashes=not paranoid,
+            encoding=encoding,
+            delta=delta,
             dry_run=dry_run,
-            progress=lambda name: status.update(escape(name)),
+            progress=step,
         )
     totals = report.summary()
+    journaled = sum(file.journaled for file in report.files)
     if as_json:
-        typer.echo(json.dumps(totals | {"version": report.version}))
+        emit(totals | {"version": report.version, "journaled": journaled, "dry_run": dry_run})
     else:
         did = "would change" if dry_run else "changed"
         typer.echo(
-            f"{totals['tensors_synced']} tensors, {_size(totals['total_compared'])} compared; "
-            f"{did} {_size(totals['total_changed'])} in {totals['files_changed']} files; version {report.version}"
+            f"{totals['tensors_synced']} tensors, {size(totals['total_compared'])} compared; "
+            f"{did} {size(totals['total_changed'])} in {totals['files_changed']} files; version {report.version}"
         )
+        if delta is not None and totals["total_changed"] and not dry_run:
+            typer.echo(f"{delta}: {size(delta.stat().st_size)}")
         if report.missing:
             typer.echo(f"{len(report.missing)} live tensors are not in the checkpoint; diagnose lists them")
         for file in report.files if verbose else []:
-            typer.echo(f"  {file.file}: {_size(file.changed)} of {_size(file.compared)}, {_size(file.skipped)} by hash")
+            typer.echo(
+                f"  {file.file}: {size(file.changed)} of {size(file.compared)}, {size(file.skipped)} by hash, "
+                f"{size(file.journaled)} in the journal"
+            )
             for name in file.differing:
                 typer.echo(f"    {name}")
     if not totals["tensors_synced"]:
@@ -81,13 +98,21 @@ def sync(
 
 @app.command()
 def diagnose(
-    model_dir: ModelDir, handles: HandlesFile, allow_pickle: AllowPickle = False, verbose: Verbose = False
+    model_dir: ModelDir,
+    handles: HandlesFile,
+    allow_pickle: AllowPickle = False,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
 ) -> None:
     """List the tensors that match, that are live only, and that are on the disk only."""
+    from kernbench.weight_sync.checkpoint_sync import compare_names
     from kernbench.weight_sync.checkpoint_sync import diagnose as run
 
-    _log(verbose)
-    run(model_dir, handles, allow_pickle=allow_pickle)
+    log(verbose)
+    if as_json:
+        emit(dict(compare_names(model_dir, handles, allow_pickle=allow_pickle)))
+    else:
+        run(model_dir, handles, allow_pickle=allow_pickle)
 
 
 @app.command()
@@ -102,14 +127,15 @@ def verify(
     from kernbench.weight_sync.checkpoint_sync import sync_checkpoint
     from kernbench.weight_sync.checkpoint_sync import verify as run
 
-    _log(verbose)
-    found = run(model_dir)
+    log(verbose)
+    with meter("reading", None, as_json) as step:
+        found = run(model_dir, step)
     stale = []
     if handles is not None and not found.pending:
         report = sync_checkpoint(model_dir, handles, dry_run=True, use_hashes=False, allow_pickle=allow_pickle)
         stale = [f"{f.file}: {name}" for f in report.files for name in f.differing]
     if as_json:
-        typer.echo(json.dumps(vars(found) | {"stale": stale}))
+        emit(vars(found) | {"stale": stale})
     else:
         typer.echo(f"version {found.version}: {found.tensors} tensors as they should be")
         if found.pending:
@@ -122,33 +148,32 @@ def verify(
 
 
 @app.command()
-def recover(model_dir: ModelDir, verbose: Verbose = False) -> None:
+def recover(model_dir: ModelDir, dry_run: DryRun = False, as_json: AsJson = False, verbose: Verbose = False) -> None:
     """Finish a change that a crash interrupted, or drop it if it had not been committed."""
     from kernbench.weight_sync.checkpoint_sync import recover as run
+    from kernbench.weight_sync.store import Store
 
-    _log(verbose)
-    typer.echo(run(model_dir))
+    log(verbose)
+    said = Store(model_dir).what_to_recover() if dry_run else run(model_dir)
+    if as_json:
+        emit({"did": said, "version": Store(model_dir).manifest().version, "dry_run": dry_run})
+    else:
+        typer.echo(said)
 
 
-def _log(verbose: bool) -> None:
-    logging.basicConfig(level=logging.DEBUG if verbose else logging.WARNING, format="%(levelname)s: %(message)s")
-
-
-def _size(nbytes: float) -> str:
-    for unit in ("B", "KB", "MB"):
-        if nbytes < 1000:
-            return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.1f} {unit}"
-        nbytes /= 1000
-    return f"{nbytes:.1f} GB"
+for command in (diff, apply, snapshot, load, serve, push):
+    app.command()(command)
 
 
 def main() -> int:
-    """Run a command; errors go to stderr in one line and give 1."""
+    """Run a command; errors go to stderr in one line and give 1, wrong usage gives 2."""
     try:
         app()
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else 1
-    except (OSError, ValueError, TypeError, RuntimeError, KeyError) as error:
-        typer.echo(f"error: {error}", err=True)
+    except KeyboardInterrupt:
+        return 130
+    except (OSError, ValueError, TypeError, RuntimeError, KeyError, ImportError) as error:
+        typer.echo(f"error: {error.args[0] if isinstance(error, KeyError) and error.args else error}", err=True)
         return 1
     return 0

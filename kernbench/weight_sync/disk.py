@@ -74,6 +74,24 @@ def opened(disk: Disk, number: int) -> Iterator[int]:
             disk.close(number)
 
 
+def read_range(number: int, offset: int, size: int) -> bytearray:
+    """Bytes of an open file.
+
+    Raises:
+        ValueError: it ends before.
+    """
+    data = bytearray(size)
+    left = memoryview(data)
+    os.lseek(number, offset, os.SEEK_SET)
+    while left:
+        got = os.read(number, len(left))
+        if not got:
+            raise ValueError(f"the file ends {len(left)} bytes before byte {offset + size}")
+        left[: len(got)] = got
+        left = left[len(got) :]
+    return data
+
+
 def write_file(disk: Disk, path: Path, data: bytes) -> None:
     """Give ``path`` this content, wholly or not at all, and put it on the disk."""
     aside = path.with_name(path.name + ".tmp")

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 
 @contextmanager
-def write_atomically(path: str | Path) -> Iterator[BinaryIO]:
+def write_atomically(path: str | Path, keep: Callable[[], bool] = lambda: True) -> Iterator[BinaryIO]:
     """A new file for ``path``, which appears there when the block ends without an error and is on the disk then.
 
     Readers that have the old file open or mapped keep the old one. After an error the old file is untouched and the new
     one is gone.
+
+    Args:
+        keep: asked at the end; False drops the new file as after an error.
     """
     path = Path(path)
     aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
@@ -24,6 +27,9 @@ def write_atomically(path: str | Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        if not keep():
+            os.unlink(aside)
+            return
         os.replace(aside, path)
     except BaseException:
         with suppress(FileNotFoundError):

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ _MAGIC = b"KBWF"
 _HEAD = struct.Struct("<4sIQ")
 _HASH = 16
 _MAX_TEXT = 1 << 20
+_PIECE = 1 << 20
 
 
 class FrameError(ValueError):
@@ -36,7 +37,10 @@ class FrameError(ValueError):
 
 
 def encode_frames(
-    weights: Iterable[tuple[str, Any]], chunk: int = CHUNK, meta: Mapping[str, Any] | None = None
+    weights: Iterable[tuple[str, Any]],
+    chunk: int = CHUNK,
+    meta: Mapping[str, Any] | None = None,
+    digests: Mapping[str, str] | None = None,
 ) -> Iterator[bytes | Bytes]:
     """The stream of these weights in pieces. Pieces of contiguous host tensors are their own memory, not copies.
 
@@ -44,6 +48,7 @@ def encode_frames(
         weights: (name, weight) pairs; taken one at a time.
         chunk: largest piece of a tensor, in bytes.
         meta: whatever JSON can hold, for :attr:`FrameDecoder.meta`.
+        digests: the hash of every weight, where it is known; else it is computed on the way.
     """
     yield _START
     chain = xxhash.xxh3_128()
@@ -52,12 +57,14 @@ def encode_frames(
         kind, shape = describe(weight)
         text = {"seq": seq, "name": name, "dtype": kind.name, "shape": list(shape)}
         yield _head(text | ({"meta": dict(meta)} if meta and not seq else {}))
-        state = start_digest(kind, shape)
+        state = start_digest(kind, shape) if digests is None else None
         for piece in iter_bytes(weight, chunk):
-            state.update(piece)
+            if state is not None:
+                state.update(piece)
             yield piece
-        chain.update(state.digest())
-        yield state.digest()
+        made = state.digest() if state is not None else bytes.fromhex((digests or {})[name])
+        chain.update(made)
+        yield made
         seq += 1
     yield _head({"seq": seq, "end": True} | ({"meta": dict(meta)} if meta and not seq else {}))
     yield chain.digest()
@@ -76,7 +83,9 @@ def decode_frames(pieces: Iterable[Any], framework: Framework | None = None) -> 
 
 
 class FrameDecoder:
-    """Takes a stream apart as its bytes arrive. Memory: the tensor under way and what is left of a header.
+    """Takes a stream apart as its bytes arrive, pushed with :meth:`feed` or pulled with :meth:`read`.
+
+    Memory: the tensor under way and what is left of a header.
 
     Args:
         framework: see :func:`kernbench.weight_sync.arrays.from_bytes`.
@@ -88,6 +97,8 @@ class FrameDecoder:
         self.meta: dict[str, Any] = {}
         self.count = 0
         """Tensors that have been given."""
+        self.digests: dict[str, str] = {}
+        """Their hashes, which have been compared."""
         self.done = False
         """Whether the end frame has come and fits."""
         self._steps = self._run()
@@ -114,6 +125,25 @@ class FrameDecoder:
                 self._advance()
         ready, self._ready = self._ready, []
         return ready
+
+    def read(self, readinto: Callable[[memoryview], int]) -> Iterator[tuple[str, Any]]:
+        """The pairs of a whole stream, whose bytes ``readinto`` puts where they belong, without a copy in between.
+
+        Args:
+            readinto: fills the memory it is given, and says how many bytes that were: fewer at the end only.
+
+        Raises (while iterating):
+            FrameError: see there.
+        """
+        while not self.done:
+            self._filled += readinto(self._wanted[self._filled :].data)
+            if self._filled < self._wanted.size:
+                self.finish()
+            self._advance()
+            ready, self._ready = self._ready, []
+            yield from ready
+        if readinto(memoryview(bytearray(1))):
+            raise FrameError("bytes follow the end of the stream")
 
     def finish(self) -> None:
         """Say that nothing more comes.
@@ -154,12 +184,13 @@ class FrameDecoder:
                 break
             name, kind, shape = about
             data = self._memory(name, kind, shape)
-            if data.size:
-                yield data
             state = start_digest(kind, shape)
-            state.update(data)
+            for at in range(0, data.size, _PIECE):
+                yield data[at : at + _PIECE]
+                state.update(data[at : at + _PIECE])  # while they are in the cache
             yield from self._hash(state.digest(), f"'{name}'")
             chain.update(state.digest())
+            self.digests[name] = state.hexdigest()
             self._ready.append((name, from_bytes(kind, shape, data, self.framework, name)))
             self.count += 1
         yield from self._hash(chain.digest(), "the whole stream")

@@ -4,8 +4,8 @@ A journal is written aside and fsynced; renaming it is the commit. From then on 
 sync itself or by whoever next opens the checkpoint: records are absolute bytes at absolute offsets, or files to put in
 another's place, so doing them twice is harmless. Before the commit nothing has been touched.
 
-Layout: 8 bytes of magic, then records, each an unsigned 64-bit length n, a kind byte, 16 bytes of xxh3-128 over kind
-and body, and a body of n bytes. The last record is the end, whose body is the number of records before it.
+Layout: 8 bytes of magic, then records as in :mod:`kernbench.weight_sync.records`. The last one is the end, whose body
+is the number of records before it.
 """
 
 from __future__ import annotations
@@ -18,14 +18,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import xxhash
+import numpy as np
 
-from kernbench.weight_sync.disk import Disk, opened
+from kernbench.weight_sync import encodings, records
+from kernbench.weight_sync.disk import Disk, opened, read_range
+from kernbench.weight_sync.encodings import Encoding
 
 MAGIC = b"KBREDO01"
-_RECORD = struct.Struct("<QB16s")
 _PLACE = struct.Struct("<IQ")
-_ABOUT, _BYTES, _REPLACE, _END = b"A", b"B", b"R", b"E"
+_LIST = struct.Struct("<IB")
+_ABOUT, _BYTES, _ELEMENTS, _REPLACE, _END = b"A", b"B", b"L", b"R", b"E"
 _BATCH = 8 << 20
 """Bytes that are collected before they are written to the journal."""
 
@@ -36,12 +38,15 @@ class CorruptJournalError(ValueError):
 
 @dataclass(frozen=True)
 class Change:
-    """New bytes for one file, or a file to put in its place."""
+    """New bytes for one file, new values for scattered elements of it, or a file to put in its place."""
 
     file: str
     """Name within the folder."""
     offset: int = 0
     data: memoryview | bytes = b""
+    elements: tuple[int, int] | None = None
+    """(bytes, bytes an element) of the range from ``offset`` on in which ``data`` lists elements, in the encoding
+    ``sparse``; None: ``data`` are the new bytes."""
     replacement: str | None = None
 
 
@@ -56,16 +61,14 @@ class JournalWriter:
         self._pending_size = 0
         self._files: list[str] = []
 
-    @property
-    def is_empty(self) -> bool:
-        return self._records == 0
-
     def write_bytes(self, file: str, offset: int, data: bytes) -> None:
         """Record that ``data`` goes to ``offset`` of ``file``."""
-        if file not in self._files:
-            self._files.append(file)
-            self._record(_ABOUT, json.dumps({"file": file}).encode())
-        self._record(_BYTES, _PLACE.pack(self._files.index(file), offset), data)
+        self._record(_BYTES, self._place(file, offset), data)
+
+    def write_elements(self, file: str, offset: int, length: int, width: int, data: bytes) -> None:
+        """Record new values for elements of ``width`` bytes among the ``length`` bytes from ``offset`` of ``file`` on;
+        ``data`` lists them in the encoding ``sparse``."""
+        self._record(_ELEMENTS, self._place(file, offset), _LIST.pack(length, width), data)
 
     def replace(self, file: str, replacement: str) -> None:
         """Record that the file ``replacement`` goes in the place of ``file``."""
@@ -92,20 +95,22 @@ class JournalWriter:
             self._size += len(data)
 
     def close(self) -> None:
-        if self._number is not None:
-            self._disk.close(self._number)
-            self._number = None
+        number, self._number = self._number, None
+        if number is not None:
+            self._disk.close(number)
+
+    def _place(self, file: str, offset: int) -> bytes:
+        if file not in self._files:
+            self._files.append(file)
+            self._record(_ABOUT, json.dumps({"file": file}).encode())
+        return _PLACE.pack(self._files.index(file), offset)
 
     def _record(self, kind: bytes, *body: bytes) -> None:
         if self._records == 0:
             self._number = self._disk.create(self._path)
             self._pending.append(MAGIC)
-        digest = xxhash.xxh3_128(kind)
-        for part in body:
-            digest.update(part)
-        length = sum(len(part) for part in body)
-        self._pending += [_RECORD.pack(length, kind[0], digest.digest()), *body]
-        self._pending_size += length
+        self._pending += [records.head(kind, *body), *body]
+        self._pending_size += sum(len(part) for part in body)
         self._records += 1
         if self._pending_size >= _BATCH:
             self.flush()
@@ -138,7 +143,13 @@ def write_changes(disk: Disk, path: Path, changes: list[Change]) -> None:
     """Write new bytes into a file in place and put them on the disk."""
     with opened(disk, disk.open(path)) as number:
         for change in changes:
-            disk.write(number, change.data, change.offset)
+            if change.elements is None:
+                disk.write(number, change.data, change.offset)
+            else:
+                length, width = change.elements
+                piece = np.frombuffer(read_range(number, change.offset, length), np.uint8)
+                encodings.apply(Encoding.SPARSE, change.data, piece, width)
+                disk.write(number, piece.data, change.offset)
         disk.sync(number)
 
 
@@ -169,6 +180,10 @@ def read(path: Path, complete: bool = True) -> Journal:
         elif kind == _BYTES:
             index, offset = _PLACE.unpack_from(body)
             changes.append(Change(files[index], offset, body[_PLACE.size :]))
+        elif kind == _ELEMENTS:
+            index, offset = _PLACE.unpack_from(body)
+            elements = _LIST.unpack_from(body, _PLACE.size)
+            changes.append(Change(files[index], offset, body[_PLACE.size + _LIST.size :], elements))
         elif kind == _REPLACE:
             target, replacement = json.loads(bytes(body))
             changes.append(Change(target, replacement=replacement))
@@ -183,15 +198,13 @@ def read(path: Path, complete: bool = True) -> Journal:
 def _records(view: memoryview, path: Path) -> Iterator[tuple[bytes, memoryview]]:
     at = len(MAGIC)
     while at < len(view):
-        if at + _RECORD.size > len(view):
+        if at + records.HEAD.size > len(view):
             raise CorruptJournalError(f"{path}: cut off in the record at byte {at}")
-        length, kind, digest = _RECORD.unpack_from(view, at)
-        start, at = at + _RECORD.size, at + _RECORD.size + length
+        length, kind, digest = records.HEAD.unpack_from(view, at)
+        start, at = at + records.HEAD.size, at + records.HEAD.size + length
         if at > len(view):
             raise CorruptJournalError(f"{path}: cut off in the record at byte {start}")
         body = view[start:at]
-        check = xxhash.xxh3_128(bytes([kind]))
-        check.update(body)
-        if check.digest() != digest:
+        if not records.matches(kind, body, digest):
             raise CorruptJournalError(f"{path}: the record at byte {start} does not match its checksum")
         yield bytes([kind]), body

@@ -31,6 +31,7 @@ class View(Enum):
     PLAIN = "nothing"
     SWAPPED = "the last two axes change places"
     BLOCKS = "the last axis is cut into blocks of 16 bytes"
+    SCALARS = "a last axis of length 1 is added"
 
 
 class Experts(Enum):
@@ -64,6 +65,8 @@ class Rule:
     view: View = View.PLAIN
     per_expert: bool = False
     """The serving tensor's first axis counts experts, each of which is published by itself."""
+    shared: bool = False
+    """Every part is all of the serving tensor: one scale for what is fused."""
     block: int = 1
     """Elements of the weight along the axis that one element of this tensor stands for: more than 1 for scales."""
 
@@ -146,6 +149,12 @@ COLUMN_LEAVES = frozenset({"weight", "bias", "weight_scale", "weight_scale_inv"}
 
 SCALE = "weight_scale_inv"
 """FP8 scales of blocks of a weight."""
+
+TENSOR_SCALES = frozenset(
+    {"weight_scale", "input_scale", "weight_scale_2", "weight_global_scale", "input_global_scale"}
+)
+"""Parameters that may be one number for a whole weight: published as a scalar or one element, and in a fused serving
+tensor one for each part, as loaders put them there, or one for all, as kernels want them."""
 
 FUSED_EXPERTS = frozenset({"qwen3_5_moe", "qwen3_5_moe_text", "qwen3_vl_moe", "qwen3_vl_moe_text"})
 """Model types that publish :attr:`Experts.FUSED`."""

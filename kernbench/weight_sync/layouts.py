@@ -8,7 +8,11 @@ from kernbench.weight_sync import layout_table as table
 from kernbench.weight_sync.layout_table import Experts, Part, Rule, Split, View
 from kernbench.weight_sync.modelconfig import ModelConfig
 
-_ONE_EXPERT = re.compile(r"(.*\.experts)\.\d+\.(gate_proj|up_proj|down_proj)\.(weight|weight_scale_inv)")
+_ONE_EXPERT = re.compile(
+    rf"(.*\.experts)\.\d+\.(gate_proj|up_proj|down_proj)\.(weight|weight_scale_inv|{'|'.join(sorted(table.TENSOR_SCALES))})"
+)
+_ONE = ((), (1,))
+"""Shapes of a single number."""
 _ALL_EXPERTS = re.compile(r"(.*\.experts)\.(gate_up_proj|down_proj)(_blocks|_scales|_bias)?")
 _TEXT = re.compile(r"model\.(language_model\.)?(?=layers\.|embed_tokens\.|norm\.)")
 
@@ -52,7 +56,7 @@ class Layout:
         elif every:
             suffix = {"_scales": "weight_scale", "_bias": "bias"}.get(every[3], "weight")
             hf = f"{every[1]}.{'w2' if every[2] == 'down_proj' else 'w13'}_{suffix}"
-        elif module in self._stack_of and leaf in table.COLUMN_LEAVES:
+        elif module in self._stack_of and leaf in table.COLUMN_LEAVES | table.TENSOR_SCALES:
             hf = f"{parent}.{self._stack_of[module]}.{leaf}"
         if self.is_gpt_oss:
             hf = hf.replace(".self_attn.", ".attn.").replace("model.embed_tokens.", "model.embedding.")
@@ -60,11 +64,13 @@ class Layout:
             hf = "language_model." + _TEXT.sub("model.", hf, count=1)
         return hf
 
-    def rule(self, name: str, shape: tuple[int, ...] | None = None) -> Rule:
+    def rule(self, name: str, shape: tuple[int, ...] | None = None, scalars: bool = False) -> Rule:
         """The layout of serving tensor ``name``. A name that is not in the table is whole on every rank.
 
         Args:
-            shape: of the tensor; tells which axis of an unusual 3-D tensor of experts is which.
+            shape: of the tensor; tells which axis of an unusual 3-D tensor of experts is which, and what is a scale of
+                a whole tensor.
+            scalars: the published tensors are single numbers.
 
         Raises:
             ValueError: the table knows the module but not this parameter of it, or the configuration lacks a size.
@@ -81,11 +87,19 @@ class Layout:
             rows = self.config.get("vocab_size")
             return Rule(0, (Part(name, rows, Split.VOCAB if rows else Split.EVEN),))
         if module == "experts":
-            return self._experts(name, path, leaf, shape) or whole
+            return self._expert_scales(path, leaf, shape, scalars) or self._experts(name, path, leaf, shape) or whole
         if parent.endswith(".experts") and (module, leaf) == ("gate_up_proj", "weight"):
             return self._projections(parent, ".weight", shape)
         if module == "conv1d" and not parent.endswith("linear_attn"):
             return whole
+        if module in table.COLUMNS and leaf in table.TENSOR_SCALES:
+            hfs = list(dict.fromkeys(hf for hf, _, _ in table.COLUMNS[module]))
+            parts = tuple(Part(f"{parent}.{hf}.{leaf}", 1, Split.WHOLE) for hf in hfs)
+            each = len(hfs) == len(table.COLUMNS[module]) and (scalars or shape == (len(hfs),))
+            if len(hfs) == 1 and (scalars or shape in _ONE):
+                return whole
+            if shape in _ONE or each:
+                return Rule(0, parts, shared=shape in _ONE)
         if module in table.COLUMNS:
             return self._columns(name, parent, module, leaf) or whole
         if module in table.ROWS and leaf in ("weight", table.SCALE):
@@ -109,6 +123,19 @@ class Layout:
                 unit = -(-self.config.heads * self.config.head_dim // block)
             parts.append(Part(f"{parent}.{hf}.{leaf}", rows and -(-rows // block), split, unit))
         return Rule(0, tuple(parts), block=block)
+
+    def _expert_scales(self, path: str, leaf: str, shape: tuple[int, ...] | None, scalars: bool) -> Rule | None:
+        """One number for each expert and projection; None if it is something else."""
+        which, _, what = leaf.partition("_")
+        if what not in table.TENSOR_SCALES or self.experts is not Experts.SINGLE:
+            return None
+        if which == "w13" and (scalars or (shape is not None and shape[1:] == (2,))):
+            parts = tuple(Part(f"{path}.{{}}.{m}.{what}", 1, Split.WHOLE) for m in ("gate_proj", "up_proj"))
+            return Rule(0, parts, per_expert=True)
+        if which == "w2" and (scalars or (shape is not None and len(shape) == 1)):
+            parts = (Part(f"{path}.{{}}.down_proj.{what}", 1, Split.WHOLE),)
+            return Rule(0, parts, View.SCALARS, per_expert=True)
+        return None
 
     def _experts(self, name: str, path: str, leaf: str, shape: tuple[int, ...] | None) -> Rule | None:
         if leaf == "gate_up_proj":

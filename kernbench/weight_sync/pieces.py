@@ -68,6 +68,9 @@ def of_shard(layout: Layout, name: str, shape: Shape, tp: int = 1, rank: int = 0
     """
     rule = layout.rule(name, shape)
     viewed = _viewed(rule.view, shape, name)
+    if rule.shared:
+        shared = tuple(Piece(part.hf, 0, 0, 0, 1, None, rank == 0) for part in rule.parts)
+        return Plan(viewed, rule.view, shared, {part.hf: viewed for part in rule.parts})
     inner = viewed[1:] if rule.per_expert else viewed
     tp, rank, first_expert = _experts_of(layout, rule, viewed[0] if viewed else 0, tp, rank)
     if not inner and rule.parts[0].split is Split.WHOLE:
@@ -86,7 +89,7 @@ def of_published(layout: Layout, name: str, hf_shapes: Mapping[str, Shape], tp: 
     Raises:
         ValueError: one that the layout needs is missing, or shapes, configuration and number of ranks do not fit.
     """
-    rule = layout.rule(name)
+    rule = layout.rule(name, scalars=all(shape in ((), (1,)) for shape in hf_shapes.values()))
     experts = _count_experts(rule, name, hf_shapes) if rule.per_expert else 0
     first_expert, ranks = 0, tp
     if rule.per_expert and layout.expert_parallel:
@@ -140,6 +143,8 @@ def serving_shape(plan: Plan) -> Shape:
     """The shape of the tensor itself, without the rule's view."""
     if plan.view is View.SWAPPED:
         return (*plan.shape[:-2], plan.shape[-1], plan.shape[-2])
+    if plan.view is View.SCALARS:
+        return plan.shape[:-1]
     return (*plan.shape[:-2], plan.shape[-2] * plan.shape[-1]) if plan.view is View.BLOCKS else plan.shape
 
 
@@ -296,6 +301,8 @@ def _shape_of(hf: str, hf_shapes: Mapping[str, Shape], name: str) -> Shape:
 def _viewed(view: View, shape: Shape, name: str) -> Shape:
     if view is View.PLAIN:
         return shape
+    if view is View.SCALARS:
+        return (*shape, 1)
     if len(shape) < 2 or (view is View.BLOCKS and shape[-1] % _BLOCK_BYTES):
         raise ValueError(f"Shape mismatch for {name}: {list(shape)}, where {view.value}")
     if view is View.SWAPPED:

@@ -10,7 +10,7 @@ import numpy as np
 
 from kernbench.weight_sync.arrays import copy_into, describe, framework_of, from_bytes, to_bytes
 from kernbench.weight_sync.dtypes import WireType
-from kernbench.weight_sync.layout_table import SCALE, Experts, View
+from kernbench.weight_sync.layout_table import SCALE, TENSOR_SCALES, Experts, View
 from kernbench.weight_sync.layouts import Layout
 from kernbench.weight_sync.modelconfig import ModelConfig
 from kernbench.weight_sync.pieces import Piece, Shape, check_blocks, of_published, of_shard, serving_shape
@@ -146,6 +146,7 @@ def shard(
     *,
     experts: Experts | None = None,
     expert_parallel: bool = False,
+    one_scale: bool = False,
 ) -> dict[str, Any]:
     """A rank's serving tensors of a published model: views where possible, else new tensors of the same library.
 
@@ -153,21 +154,43 @@ def shard(
 
     Args:
         published: name -> tensor, with or without a multimodal model's ``model.language_model.`` prefix.
+        one_scale: scales of whole tensors that are fused become one for all, instead of one for each part.
 
     Raises:
         ValueError: a tensor that has to be fused with others is alone, shapes do not fit, or sizes cannot be shared
             out over ``tp`` ranks.
         TypeError: tensors that have to be fused differ in their element type.
+        ValueError (``one_scale``): scales differ, so that the weights would have to be quantised anew.
     """
     if not 0 <= rank < tp:
         raise ValueError(f"rank {rank} of {tp}: expected 0 to {tp - 1}")
     layout = Layout(ModelConfig.read(config), experts, expert_parallel)
     groups: dict[str, dict[str, Any]] = {}
     for name, weight in published.items():
-        groups.setdefault(layout.serving_name(name), {})[layout.published_name(name)] = weight
+        serving = layout.serving_name(name)
+        if name.rpartition(".")[2] in TENSOR_SCALES and serving != name and not describe(weight)[1]:
+            weight = _on_host(weight).reshape(1)
+        groups.setdefault(serving, {})[layout.published_name(name)] = weight
     if layout.config.tied and any(n.endswith(EMBEDDING.removeprefix("model.")) for n in published):
         groups.pop(layout.serving_name(HEAD), None)
-    return {name: _fuse(layout, name, group, groups, tp, rank) for name, group in groups.items()}
+    return {
+        name: _same(name, group)
+        if one_scale and ".experts." not in name and name.rpartition(".")[2] in TENSOR_SCALES
+        else _fuse(layout, name, group, groups, tp, rank)
+        for name, group in groups.items()
+    }
+
+
+def _same(name: str, group: Mapping[str, Any]) -> Any:
+    """The one value of scales that are all the same."""
+    first, *others = group.items()
+    for hf, scale in others:
+        if not np.array_equal(to_bytes(scale).data, to_bytes(first[1]).data):
+            raise ValueError(
+                f"{hf} and {first[0]} differ, so that {name} cannot be one scale for both: quantise the weights anew "
+                "with the larger one, or keep a scale for each part"
+            )
+    return first[1]
 
 
 def _fuse(
@@ -207,10 +230,14 @@ def _fuse(
 def _apply(view: View, weight: Any) -> Any:
     if view is View.SWAPPED:
         return weight.swapaxes(-1, -2)
+    if view is View.SCALARS:
+        return weight[..., None]
     return weight.reshape((*weight.shape[:-1], -1, 16)) if view is View.BLOCKS else weight
 
 
 def _undo(view: View, weight: Any) -> Any:
+    if view is View.SCALARS:
+        return weight[..., 0]
     return weight.reshape((*weight.shape[:-2], -1)) if view is View.BLOCKS else _apply(view, weight)
 
 

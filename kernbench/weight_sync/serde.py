@@ -202,8 +202,10 @@ def _receive(
     length: int,
     pieces: Iterator[Bytes],
     framework: Framework | None,
+    out: Bytes | None = None,
 ) -> Any:
-    """Put the pieces of ``wire`` elements together as a tensor of ``kind``, in memory taken once."""
+    """Put the pieces of ``wire`` elements together as a tensor of ``kind``, in memory taken once; ``out`` may be the
+    pieces' own."""
     if length != wire.nbytes(shape):
         raise ValueError(
             f"entry '{name}': {length} bytes, but {wire} of shape {list(shape)} takes {wire.nbytes(shape)}; "
@@ -213,19 +215,35 @@ def _receive(
         raise ValueError(f"entry '{name}': bytes of {wire} cannot become {kind}: send its own bits")
     expected = entry.get(CHECKSUM_KEY)
     state = start_digest(wire, shape) if expected is not None else None
-    out: Bytes = np.empty(kind.nbytes(shape), np.uint8)
+    in_place = out is not None
+    out = np.empty(kind.nbytes(shape), np.uint8) if out is None else out
     at = 0
     for piece in pieces:
         if state is not None:
             state.update(piece)
         values = piece if wire == kind else _convert(piece, wire, kind)
-        out[at : at + values.size] = values
+        if not (in_place and values is piece):
+            out[at : at + values.size] = values
         at += values.size
     if state is not None and state.hexdigest() != expected:
         raise ChecksumError(
             f"entry '{name}': its bytes hash to {state.hexdigest()}, the sender's to {expected}; send it again"
         )
     return from_bytes(kind, shape, out, framework, name)
+
+
+def receive_whole(entry: Mapping[str, Any], data: Bytes | None, framework: Framework | None) -> tuple[str, Any]:
+    """(name, tensor) of an HTTP entry whose ``data`` has been decoded to memory of its own, which the tensor keeps
+    where types allow it. Errors as in :func:`decode_from_http`."""
+    name, shape = _name(entry), _shape(entry)
+    kind = _kind(entry, "dtype", name)
+    if data is None:
+        raise ValueError(f"entry '{name}' has no 'data', or it is no base64 text")
+    wire = _wire_of_length(kind, shape, data.size, name) if not _is_bits(entry, name) else kind
+    pieces = (data[i : i + PIECE] for i in range(0, data.size, PIECE))
+    if wire.itemsize == kind.itemsize and data.size == kind.nbytes(shape):
+        return name, _receive(entry, name, shape, wire, kind, data.size, pieces, framework, data)
+    return name, _receive(entry, name, shape, wire, kind, data.size, pieces, framework)
 
 
 def _bf16_to_f16(piece: Bytes, name: str) -> Bytes:

@@ -11,8 +11,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from kernbench.weight_sync import paddle_pickle
-from kernbench.weight_sync.arrays import Framework, copy_into, describe, digest
+from kernbench.weight_sync.arrays import Framework, TensorBytes, copy_into, describe, digest
 from kernbench.weight_sync.safetensors import Header, SafetensorsError, read_header, read_tensors
 from kernbench.weight_sync.snapshot_files import (
     LAST_KEY,
@@ -31,6 +33,8 @@ __all__ = [
     "SnapshotError",
     "apply_to",
     "load_snapshot",
+    "map_snapshot",
+    "open_snapshot",
     "recover_snapshot",
     "snapshot_version",
     "verify_snapshot",
@@ -82,7 +86,7 @@ def load_snapshot(
         SnapshotError: a part is missing, damaged, or of another snapshot; or a pickle that is not allowed.
         SafetensorsError: a malformed file.
     """
-    snapshot, headers = _open(Path(dir), rank, str(id), Path(shared_dir))
+    snapshot, headers = open_snapshot(dir, rank, id, shared_dir)
     if headers is None:
         return _load_pickle(snapshot.files[0], apply, framework, allow_pickle)
     jobs = list(zip(snapshot.files, headers, strict=True))
@@ -149,13 +153,49 @@ def verify_snapshot(dir: str | Path, rank: int, id: Any, shared_dir: str | Path 
 
     Raises: as :func:`load_snapshot`.
     """
-    snapshot, headers = _open(Path(dir), rank, str(id), Path(shared_dir))
+    snapshot, headers = open_snapshot(dir, rank, id, shared_dir)
     if headers is None:
         raise paddle_pickle.refusal(snapshot.files[0].path)
     for file, header in zip(snapshot.files, headers, strict=True):
         if file.digests is not None:
             _read(file, header, "numpy", verify=True)
     return snapshot
+
+
+def open_snapshot(
+    dir: str | Path, rank: int, id: Any, shared_dir: str | Path = "/shared_ipc_meta"
+) -> tuple[Snapshot, list[Header] | None]:
+    """The snapshot that :func:`load_snapshot` would load and its checked headers, which are None for a pickle.
+
+    Raises: as :func:`load_snapshot`.
+    """
+    folder, id, shared = Path(dir), str(id), Path(shared_dir)
+    snapshot = locate(folder, rank, id, shared)
+    if snapshot.may_be_pickle and paddle_pickle.is_pickle(snapshot.files[0].path):
+        return snapshot, None
+    try:
+        return snapshot, check_headers(snapshot)
+    except SnapshotError:
+        if locate(folder, rank, id, shared).token == snapshot.token:
+            raise
+    return open_snapshot(folder, rank, id, shared)  # a writer has published another meanwhile
+
+
+def map_snapshot(dir: str | Path, rank: int, id: Any) -> dict[str, TensorBytes]:
+    """Every tensor of a snapshot, mapped from its file: nothing is read before it is used, nor compared with hashes.
+
+    Raises: as :func:`load_snapshot`.
+    """
+    snapshot, headers = open_snapshot(dir, rank, id)
+    if headers is None:
+        raise paddle_pickle.refusal(snapshot.files[0].path)
+    made = {}
+    for file, header in zip(snapshot.files, headers, strict=True):
+        with file.open() as opened:
+            data = np.asarray(np.memmap(opened, np.uint8, "r"))
+        for name, where in header.tensors.items():
+            made[name] = TensorBytes(where.kind, where.shape, data[where.start : where.stop])
+    return made
 
 
 def check_headers(snapshot: Snapshot) -> list[Header]:
@@ -183,19 +223,6 @@ def check_headers(snapshot: Snapshot) -> list[Header]:
         said = f"its last part is number {len(last)} of {last[-1]}" if last[-1] else "its last part is missing"
         raise SnapshotError(f"the snapshot of {snapshot.files[0].path} is incomplete: {said}")
     return headers
-
-
-def _open(folder: Path, rank: int, id: str, shared: Path) -> tuple[Snapshot, list[Header] | None]:
-    """The snapshot and its headers, which are None for a pickle; anew where a writer publishes another meanwhile."""
-    snapshot = locate(folder, rank, id, shared)
-    if snapshot.may_be_pickle and paddle_pickle.is_pickle(snapshot.files[0].path):
-        return snapshot, None
-    try:
-        return snapshot, check_headers(snapshot)
-    except SnapshotError:
-        if locate(folder, rank, id, shared).token == snapshot.token:
-            raise
-    return _open(folder, rank, id, shared)
 
 
 def _header(file: SnapshotFile) -> Header:

@@ -6,19 +6,30 @@ the writer died in between; :func:`recover_snapshot` or the next write finishes 
 
 from __future__ import annotations
 
-import os
+import logging
 import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kernbench.weight_sync.arrays import describe, iter_bytes, start_digest
-from kernbench.weight_sync.files import locked, sync_folder, write_atomically
-from kernbench.weight_sync.safetensors import lay_out, write_all
-from kernbench.weight_sync.snapshot_files import LAST_KEY, SINGLE_LABEL, TOKEN_KEY, Names, load_manifest, manifest_text
+from kernbench.weight_sync.disk import REAL, Disk, opened, write_file
+from kernbench.weight_sync.files import locked
+from kernbench.weight_sync.safetensors import lay_out
+from kernbench.weight_sync.snapshot_files import (
+    LAST_KEY,
+    SINGLE_LABEL,
+    TOKEN_KEY,
+    Names,
+    SnapshotError,
+    load_manifest,
+    manifest_text,
+)
 
 Weights = list[tuple[str, Any]]
+log = logging.getLogger(__name__)
 
 
 def write_snapshot(
@@ -29,6 +40,7 @@ def write_snapshot(
     *,
     part_bytes: int | None = None,
     version: Any = None,
+    disk: Disk = REAL,
 ) -> list[Path]:
     """Publish a snapshot of ``rank``'s weights under ``id``, in place of one that is there, all at once.
 
@@ -52,25 +64,49 @@ def write_snapshot(
     token = secrets.token_hex(16)
     items = iter(tensors.items() if isinstance(tensors, Mapping) else tensors)
     with locked(folder / names.lock):
-        _finish(folder, names)
+        try:
+            _finish(disk, folder, names)
+        except SnapshotError as damaged:  # which this snapshot puts right
+            log.warning("%s; it is being replaced", damaged)
         staged: dict[str, str] = {}
         try:
-            files = _stage_all(folder, names, token, _parts(items, part_bytes), part_bytes is None, staged)
-            sync_folder(folder)
+            files = _stage_all(disk, folder, names, token, _parts(items, part_bytes), part_bytes is None, staged)
+            disk.sync_folder(folder)
             older = {path.name for _, path in names.parts_in(folder)} | {names.single}
             text = manifest_text(token, version, files, staged, older - staged.keys())
         except BaseException:
             for name in staged.values():
                 with suppress(FileNotFoundError):
-                    os.unlink(folder / name)
+                    disk.remove(folder / name)
             raise
-        with write_atomically(folder / names.manifest) as file:
-            file.write(text)
-        _finish(folder, names)
+        write_file(disk, folder / names.manifest, text)
+        _finish(disk, folder, names)
     return [folder / file["file"] for file in files]
 
 
-def recover_snapshot(dir: str | Path, rank: int, id: Any) -> int:
+@dataclass
+class PlannedPart:
+    """A file that :func:`write_snapshot` would write."""
+
+    file: str
+    tensors: int = 0
+    nbytes: int = 0
+    """Of its tensors."""
+
+
+def plan_snapshot(rank: int, id: Any, sizes: Iterable[int], part_bytes: int | None) -> list[PlannedPart]:
+    """The files that tensors of these sizes in bytes would go to."""
+    names = Names(rank, str(id))
+    parts: list[PlannedPart] = []
+    for nbytes in sizes:
+        if not parts or (part_bytes is not None and parts[-1].nbytes + nbytes > part_bytes):
+            parts.append(PlannedPart(names.single if part_bytes is None else names.part(len(parts) + 1)))
+        parts[-1].tensors += 1
+        parts[-1].nbytes += nbytes
+    return parts
+
+
+def recover_snapshot(dir: str | Path, rank: int, id: Any, *, disk: Disk = REAL) -> int:
     """Finish what a writer that died has left: rename what it had committed, remove what it had not.
 
     Returns:
@@ -81,11 +117,17 @@ def recover_snapshot(dir: str | Path, rank: int, id: Any) -> int:
     """
     folder, names = Path(dir), Names(rank, str(id))
     with locked(folder / names.lock):
-        return _finish(folder, names)
+        return _finish(disk, folder, names)
 
 
 def _stage_all(
-    folder: Path, names: Names, token: str, parts: Iterator[tuple[Weights, bool]], single: bool, staged: dict[str, str]
+    disk: Disk,
+    folder: Path,
+    names: Names,
+    token: str,
+    parts: Iterator[tuple[Weights, bool]],
+    single: bool,
+    staged: dict[str, str],
 ) -> list[dict[str, Any]]:
     """Write every part aside, fsynced; gives the manifest's entries and notes in ``staged`` where each file is."""
     files = []
@@ -93,30 +135,29 @@ def _stage_all(
         name = names.single if single else names.part(number)
         staged[name] = names.staged(token, name)
         metadata = {TOKEN_KEY: token} | ({LAST_KEY: str(number)} if is_last else {})
-        with open(folder / staged[name], "xb") as file:
-            digests = _write_part(file, part, metadata)
-            file.flush()
-            os.fsync(file.fileno())
-            size = file.tell()
+        with opened(disk, disk.create(folder / staged[name])) as number_of_file:
+            digests, size = _write_part(disk, number_of_file, part, metadata)
+            disk.sync(number_of_file)
         label = SINGLE_LABEL if single else f"{SINGLE_LABEL}-part{number}"
         files.append({"file": name, "label": label, "nbytes": size, "tensors": digests})
         part.clear()
     return files
 
 
-def _write_part(file: Any, part: Weights, metadata: dict[str, str]) -> dict[str, str]:
-    """Write one file; gives the hash of each tensor."""
+def _write_part(disk: Disk, number: int, part: Weights, metadata: dict[str, str]) -> tuple[dict[str, str], int]:
+    """Write one file; gives the hash of each tensor, and the file's size."""
     weights = dict(part)
     head, places = lay_out({name: describe(weight) for name, weight in part}, metadata)
-    write_all(file, head)
-    digests = {}
+    disk.write(number, head, 0)
+    digests, at = {}, len(head)
     for place in places:
         state = start_digest(place.kind, place.shape)
         for piece in iter_bytes(weights[place.name]):
             state.update(piece)
-            write_all(file, piece)
+            disk.write(number, piece.data, at)
+            at += piece.size
         digests[place.name] = state.hexdigest()
-    return digests
+    return digests, at
 
 
 def _parts(items: Iterator[tuple[str, Any]], limit: int | None) -> Iterator[tuple[Weights, bool]]:
@@ -140,23 +181,23 @@ def _parts(items: Iterator[tuple[str, Any]], limit: int | None) -> Iterator[tupl
     yield part, True
 
 
-def _finish(folder: Path, names: Names) -> int:
+def _finish(disk: Disk, folder: Path, names: Names) -> int:
     """Carry out what is left of the manifest's renames and removals; drop files that were staged for nothing."""
     committed = load_manifest(folder, names)
     done = 0
     if committed is not None:
         for file in committed.files:
             with suppress(FileNotFoundError):
-                os.replace(file.staged or file.path, file.path)
+                disk.rename(file.staged or file.path, file.path)
                 done += file.staged is not None
         for name in committed.replaces:
             with suppress(FileNotFoundError):
-                os.unlink(folder / name)
+                disk.remove(folder / name)
                 done += 1
     for entry in list(folder.iterdir()):
-        if names.is_staged(entry.name):
-            entry.unlink()
+        if names.is_staged(entry.name) or entry.name == f"{names.manifest}.tmp":
+            disk.remove(entry)
             done += 1
     if done:
-        sync_folder(folder)
+        disk.sync_folder(folder)
     return done

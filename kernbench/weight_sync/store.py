@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -102,13 +102,19 @@ class Store:
         self._manifest_path = self.state / "manifest.json"
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self, create: bool = True) -> Iterator[None]:
         """Keep other processes from changing the checkpoint.
+
+        Args:
+            create: make the folder for that where it is missing; else nobody can be changing the checkpoint.
 
         Raises:
             CheckpointBusyError: one is at it.
         """
         if not self.state.exists():
+            if not create:
+                yield
+                return
             self.state.mkdir(exist_ok=True)
             self.disk.sync_folder(self.folder)
         with open(self.state / "lock", "ab") as file:
@@ -198,6 +204,15 @@ class Store:
             return f"rolled forward to version {self.roll_forward(check=True).version}"
         return "dropped a change that had not been committed" if self.discard() else "nothing to recover"
 
+    def what_to_recover(self) -> str:
+        """What :meth:`recover` would do, in a few words; changes nothing."""
+        if self.pending:
+            change = journal.read(self.journal_path)
+            return f"would roll forward to version {change.about['manifest']['version']}"
+        if self.staging.exists() or any(self.state.glob("*.tmp")):
+            return "would drop a change that had not been committed"
+        return "nothing to recover"
+
     def discard(self) -> bool:
         """Delete what an uncommitted change has prepared; whether there was anything."""
         found = False
@@ -209,7 +224,7 @@ class Store:
             found = True
         return found
 
-    def verify(self, files: list[str]) -> Verification:
+    def verify(self, files: list[str], progress: Callable[[str, int], Any] | None = None) -> Verification:
         """Read every tensor of these files and compare it with the manifest. Changes nothing."""
         manifest = self.manifest()
         good, damaged, unknown = 0, [], []
@@ -227,6 +242,8 @@ class Store:
             damaged += [f"{file}: {name}" for name in bad]
             unknown += [f"{file}: {name}" for name in header.tensors if name not in record.digests]
             good += len(record.digests) - len(bad)
+            if progress is not None:
+                progress(file, header.file_size)
         damaged += [f"{file}: gone" for file in manifest.files if file not in files]
         return Verification(manifest.version, good, damaged, unknown, self.pending)
 

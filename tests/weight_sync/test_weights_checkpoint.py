@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 from weights_models import config, published
 
-from kernbench.weight_sync import blocksync, checkpoint_sync, sidecar
+from kernbench.weight_sync import blocksync, checkpoint_sync, checkpoint_update, sidecar
 from kernbench.weight_sync.arrays import to_bytes
 from kernbench.weight_sync.checkpoint_sync import (
     diagnose,
@@ -175,14 +175,14 @@ def test_what_is_recorded_is_what_was_written_even_if_weights_move(tmp_path, mon
     write_safetensors(path, {"a": np.zeros(200_000, np.uint8)})
     live = np.zeros(200_000, np.uint8)
     live[5] = 1
-    compare = blocksync.differing_runs
+    compare = checkpoint_update.differing_runs
 
     def moving(old, new, block):
         runs = compare(old, new, block)
         live[:] += 1
         return runs
 
-    monkeypatch.setattr(blocksync, "differing_runs", moving)
+    monkeypatch.setattr(checkpoint_update, "differing_runs", moving)
     sync_file(path, {"a": live})
     assert verify(tmp_path).ok
     monkeypatch.undo()
@@ -195,7 +195,7 @@ def test_an_update_during_the_sync_is_refused(tmp_path):
     new = train(model)
     with export_handles(new, tmp_path / "h.json", tmp_path) as export:
 
-        def meddle(name):
+        def meddle(name, nbytes):
             with export.updating():
                 pass
 

@@ -51,6 +51,44 @@ def test_the_cut_of_the_stream_does_not_matter(size):
     assert digests(decode_frames(in_pieces(stream(WEIGHTS), size))) == digests(WEIGHTS)
 
 
+def reader(data, most=1 << 30):
+    """``readinto`` of a source that gives ``most`` bytes at a time until its end."""
+    left = memoryview(data)
+
+    def readinto(memory):
+        nonlocal left
+        at = 0
+        while at < len(memory) and left:
+            take = min(len(memory) - at, len(left), most)
+            memory[at : at + take], left = left[:take], left[take:]
+            at += take
+        return at
+
+    return readinto
+
+
+@pytest.mark.parametrize("piece", [1 << 20, 5])
+def test_a_stream_is_read_straight_into_its_tensors(piece, monkeypatch):
+    monkeypatch.setattr(frames, "_PIECE", piece)
+    sent = [(f"{n}.{i}", weight(n, s)) for n in NAMES for i, s in enumerate(SHAPES)]
+    decoder = FrameDecoder("numpy")
+    assert digests(decoder.read(reader(stream(sent), 7))) == digests(sent) == list(decoder.digests.items())
+    known = {name: digest(tensor) for name, tensor in sent}
+    assert stream(sent, digests=known) == stream(sent)
+
+
+def test_what_is_read_is_checked_as_what_is_fed():
+    data = stream(WEIGHTS)
+    for end in range(len(data)):
+        with pytest.raises(FrameError, match="cut off"):
+            list(FrameDecoder("numpy").read(reader(data[:end])))
+    with pytest.raises(FrameError, match="bytes follow the end"):
+        list(FrameDecoder("numpy").read(reader(data + b"x")))
+    wrong = stream(WEIGHTS, digests={name: "0" * 32 for name, _ in WEIGHTS})
+    with pytest.raises(FrameError, match=f"the sender's to {'0' * 32}"):
+        list(FrameDecoder("numpy").read(reader(wrong)))
+
+
 def test_a_tensor_comes_as_soon_as_it_is_complete():
     decoder = FrameDecoder("numpy")
     pieces = in_pieces(stream(WEIGHTS, meta={"version": 3}), 1)

@@ -11,7 +11,10 @@ from kernbench.weight_sync.layout_table import Experts
 from kernbench.weight_sync.modelconfig import ModelConfig
 from kernbench.weight_sync.reshard import gather, shard
 
-FAMILIES = ["llama", "qwen2", "qwen3", "qwen3_moe", "qwen3_5", "qwen3_5_moe", "deepseek_v3", "gpt_oss", "gpt_oss_mxfp4"]
+FAMILIES = [
+    "llama", "qwen2", "qwen3", "qwen3_fp8", "qwen3_moe", "qwen3_5", "qwen3_5_moe", "deepseek_v3", "gpt_oss",
+    "gpt_oss_mxfp4",
+]  # fmt: skip
 LAYER = "model.layers.0."
 QWEN35_27B = {
     "model_type": "qwen3_5",
@@ -208,7 +211,7 @@ def test_refusals():
     with pytest.raises(ValueError, match="'num_attention_heads' is None"):
         vllm_to_hf_tensors({"a.qkv_proj.weight": np.zeros((6, 1), BF16)})
     with pytest.raises(ValueError, match="no layout is known for 'input_scale'"):
-        vllm_to_hf_tensors({"a.qkv_proj.input_scale": np.zeros(3, np.float32)}, config("llama"))
+        vllm_to_hf_tensors({"a.qkv_proj.input_scale": np.zeros(5, np.float32)}, config("llama"))
     with pytest.raises(ValueError, match="given twice"):
         vllm_to_hf_tensors(
             {"mlp.gate_up_proj.weight": np.zeros((4, 1), BF16), "mlp.up_proj.weight": np.zeros((2, 1), BF16)}
@@ -225,6 +228,57 @@ def test_refusals():
     del ranks[1]["model.norm.weight"]
     with pytest.raises(ValueError, match=r"different parameters: model\.norm\.weight"):
         gather(ranks, config("llama"))
+
+
+@pytest.mark.parametrize("shape", [(), (1,)])
+@pytest.mark.parametrize("tp", [1, 2])
+def test_scales_of_whole_tensors_one_a_part_or_one_for_all(shape, tp):
+    """Three projections, and two, each with one scale; those of single projections and of experts too."""
+    attention, mlp, experts = (f"{LAYER}{n}." for n in ("self_attn", "mlp", "mlp.experts"))
+    names = [f"{attention}{n}_proj.{s}" for n in "qkvo" for s in ("weight_scale", "input_scale")]
+    names += [f"{mlp}{n}_proj.weight_scale" for n in ("gate", "up", "down")]
+    names += [f"{experts}{e}.{n}_proj.weight_scale" for e in range(3) for n in ("gate", "up", "down")]
+    model = {n: np.full(shape, i + 0.5, np.float32) for i, n in enumerate(names)}
+    ranks = [shard(model, config("qwen3_moe"), tp, r) for r in range(tp)]
+    for mine in ranks:
+        assert mine[f"{attention}qkv_proj.weight_scale"].tolist() == [0.5, 2.5, 4.5]
+        assert mine[f"{attention}qkv_proj.input_scale"].tolist() == [1.5, 3.5, 5.5]
+        assert mine[f"{mlp}gate_up_proj.weight_scale"].tolist() == [8.5, 9.5]
+        assert mine[f"{experts}w13_weight_scale"].tolist() == [[11.5, 12.5], [14.5, 15.5], [17.5, 18.5]]
+        assert mine[f"{experts}w2_weight_scale"].tolist() == [13.5, 16.5, 19.5]
+        assert mine[f"{attention}o_proj.weight_scale"].item() == 6.5
+    back = gather(ranks, config("qwen3_moe"))
+    assert {n: one.tensor().item() for n, one in back.items()} == {n: t.item() for n, t in model.items()}
+
+    fused = {n: t for n, t in ranks[0].items() if "experts" not in n} | {
+        f"{attention}qkv_proj.weight_scale": np.full(shape, 7, np.float32)
+    }
+    one = gather([fused] * tp, config("qwen3_moe"))
+    assert [one[f"{attention}{n}_proj.weight_scale"].tensor().item() for n in "qkv"] == [7, 7, 7]
+    same = {n: np.full(shape, 3, np.float32) for n in names}
+    assert shard(same, config("qwen3_moe"), tp, 0, one_scale=True)[f"{attention}qkv_proj.weight_scale"].size == 1
+    with pytest.raises(ValueError, match="quantise the weights anew"):
+        shard(model, config("qwen3_moe"), tp, 0, one_scale=True)
+    if tp == 2:
+        ranks[1][f"{attention}qkv_proj.weight_scale"] = np.zeros(3, np.float32)
+        with pytest.raises(ValueError, match="rank 1 holds other values"):
+            gather(ranks, config("qwen3_moe"))[f"{attention}k_proj.weight_scale"].tensor()
+
+
+def test_block_scales_where_a_part_is_no_multiple_of_the_block():
+    """Every part keeps its own blocks: 24 rows have 2, of 16 and of 8, and 36 rows have 3."""
+    sizes = config("deepseek_v3", moe_intermediate_size=24)
+    model = published("deepseek_v3", moe_intermediate_size=24)
+    mine = shard(model, sizes)
+    a = f"{LAYER}self_attn."
+    q, kv = (model[f"{a}{n}.weight_scale_inv"] for n in ("q_a_proj", "kv_a_proj_with_mqa"))
+    assert (len(q), len(kv)) == (2, 3)
+    assert same_bits(mine[f"{a}fused_qkv_a_proj.weight_scale_inv"], np.concatenate([q, kv]))
+    experts = "model.layers.1.mlp.experts."
+    gate, up = (model[f"{experts}2.{n}_proj.weight_scale_inv"] for n in ("gate", "up"))
+    assert same_bits(mine[f"{experts}w13_weight_scale_inv"][2], np.concatenate([gate, up])) and len(gate) == 2
+    back = gather([mine], sizes)
+    assert all(same_bits(back[n].tensor(), t) for n, t in model.items()) and back.keys() == model.keys()
 
 
 def test_ranks_must_not_cut_through_scale_blocks():

@@ -1,5 +1,6 @@
 """The disk engine: snapshots of a folder, their versions, and updates that hold only what has changed."""
 
+import ml_dtypes
 import numpy as np
 import pytest
 from weights_cases import NAMES, SHAPES, weight
@@ -78,3 +79,75 @@ def test_receiving_before_init_is_refused(tmp_path):
     one.shutdown()
     with pytest.raises(RuntimeError, match="not initialized"):
         one.receive_weights(one.parse_update_info({"path": str(tmp_path)}), print)
+
+
+def trained(seed, before):
+    """A step of bfloat16 weights."""
+    rng = np.random.default_rng(seed)
+    return {n: w + 1e-5 * rng.standard_normal(w.shape).astype(np.float32) for n, w in before.items()}
+
+
+@pytest.mark.parametrize("framework", ["numpy", "torch"])
+def test_deltas_from_one_snapshot(tmp_path, framework):
+    exact = {f"w{i}": np.random.default_rng(i).standard_normal((64, 512)).astype(np.float32) for i in range(4)}
+    nbytes = sum(w.nbytes // 2 for w in exact.values())
+    one = WeightUpdater(
+        WeightTransferEngineFactory.create_engine("disk", None, None),
+        ServedWeights({n: np.zeros(w.shape, ml_dtypes.bfloat16) for n, w in exact.items()}),
+    )
+    one.init_weight_transfer_engine({"framework": framework})
+    sizes = {}
+    for version in (1, 2, 3, 5):
+        new = {n: w.astype(ml_dtypes.bfloat16) for n, w in exact.items()}
+        args = {"path": str(tmp_path), "version": version, "delta": True, "part_bytes": nbytes // 3}
+        sent = Engine.trainer_send_weights(iter(new.items()), args)
+        assert sent.get("base_version") == (None if version == 1 else 1)
+        sizes = {p.name: p.stat().st_size for p in tmp_path.glob("*.kbdelta")}
+        one.start_weight_update(version)
+        one.update_weights(sent | {"prefetch": version == 3})
+        one.finish_weight_update(digests(new))
+        assert one.served.digests() == digests(new) and one.served.version == version
+        exact = trained(version, exact)
+    assert len(sizes) == 3 and 0 < max(sizes.values()) < 0.05 * nbytes
+    with pytest.raises(ValueError, match="version 5 does not rise above 5"):
+        Engine.trainer_send_weights(iter(new.items()), args)
+    other = {n: np.random.default_rng(9).standard_normal(w.shape).astype(ml_dtypes.bfloat16) for n, w in exact.items()}
+    sent = [
+        Engine.trainer_send_weights(iter(w.items()), args | {"version": 6 + i}) for i, w in enumerate((other, other))
+    ]
+    assert [s.get("base_version") for s in sent] == [1, None]  # a delta so long that the next is a snapshot
+    assert not list(tmp_path.glob("*.kbdelta"))
+    one.start_weight_update(7)
+    one.update_weights(sent[1])
+    one.finish_weight_update(digests(other))
+
+
+def test_a_delta_that_does_not_fit_leaves_the_old_version(tmp_path):
+    old = {"a": np.zeros(1000, np.float32), "b": np.ones(1000, np.float32)}
+    new = old | {"a": np.ones(1000, np.float32)}
+    args = {"path": str(tmp_path), "delta": True, "version": 1}
+    Engine.trainer_send_weights(iter(old.items()), args)
+    sent = Engine.trainer_send_weights(iter(new.items()), args | {"version": 2})
+    (file,) = tmp_path.glob("*.kbdelta")
+    whole = file.read_bytes()
+    one = updater({n: np.array(t) for n, t in old.items()})
+
+    def fails(info, error, says):
+        one.start_weight_update(9)
+        with pytest.raises(error, match=says):
+            one.update_weights(info)
+        assert one.served.digests() == digests(old) and one.served.version == 0
+
+    file.write_bytes(whole[: len(whole) // 2])
+    fails(sent, ValueError, "cut off")
+    file.write_bytes(whole[:40] + bytes([whole[40] ^ 1]) + whole[41:])
+    fails(sent, ValueError, "checksum")
+    file.write_bytes(whole)
+    fails(sent | {"version": 3}, FileNotFoundError, "kbdelta")
+    fails(sent | {"base_version": 4}, ValueError, "holds version 1, expected 4")
+    fails(sent | {"version": None}, ValueError, "base_version is given and version is not")
+    with pytest.raises(ValueError, match="deltas lead from one integer version"):
+        Engine.trainer_send_weights(iter(new.items()), {"path": str(tmp_path), "delta": True})
+    one.start_weight_update(2)
+    one.update_weights(sent)
+    assert one.finish_weight_update(digests(new)) == 2

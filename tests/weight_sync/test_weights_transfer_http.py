@@ -1,8 +1,11 @@
 """The http engine on loopback: octet-streams and JSON, many requests at once, limits, tokens, and what goes wrong."""
 
 import json
+import socket
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -12,14 +15,10 @@ from kernbench.weight_sync.arrays import digest
 from kernbench.weight_sync.frames import encode_frames
 from kernbench.weight_sync.serde import encode_for_http
 from kernbench.weight_sync.transfer import ServedWeights, WeightTransferEngineFactory, WeightUpdater, describe_weights
+from kernbench.weight_sync.transfer.http_client import HttpTransferError
+from kernbench.weight_sync.transfer.http_server import Limits, WeightServer
 
-httpx = pytest.importorskip("httpx")
-pytest.importorskip("starlette")
-pytest.importorskip("uvicorn")
-
-from kernbench.weight_sync.transfer.http_client import HttpTransferError  # noqa: E402
-from kernbench.weight_sync.transfer.http_server import Limits, WeightServer  # noqa: E402
-
+httpx = pytest.importorskip("httpx", reason="the tests' own client")
 Engine = WeightTransferEngineFactory.engine_class("http")
 OCTETS = {"content-type": "application/octet-stream"}
 
@@ -189,7 +188,7 @@ def test_too_many_requests_are_told_to_come_again(serve):
 def test_a_server_that_decodes_slowly_holds_the_sender_back(serve):
     """64 MiB are on offer; while nothing is loaded, the sender gets rid of what buffers hold, and no more."""
     weights = {f"w{i}": np.full(1 << 20, i, np.uint8) for i in range(64)}
-    served, url = serve(weights, limits=Limits(queued_batches=1))
+    served, url = serve(weights)
     gate, real, sent = threading.Event(), served.load, [0]
     served.load = lambda pairs, **options: (gate.wait(20), real(pairs, **options))
     post(url, "start_weight_update")
@@ -288,10 +287,90 @@ def test_a_damaged_stream_can_be_sent_again(serve, damage):
 
 
 def test_no_server_is_an_error_that_names_it():
-    with pytest.raises(HttpTransferError, match=r"http://127.0.0.1:9: ConnectError"):
+    with pytest.raises(HttpTransferError, match=r"http://127.0.0.1:9: ConnectionRefusedError"):
         send(new(1), "http://127.0.0.1:9", retries=1)
     with pytest.raises(ValueError, match="Invalid trainer_args: urls"):
         send(new(1))
+
+
+def test_names_of_the_workers_own(serve):
+    """With is_checkpoint_format=False, tensors go to the parameters of their names, not where ``place`` puts them."""
+    weights = new(1)
+    served, url = serve(weights)
+    served.place = lambda name, weight: []
+    with pytest.raises(HttpTransferError, match="lacks 6 of 6 parameters"):
+        send(weights, url)
+    for form in ("octet-stream", "json"):
+        send(weights, url, form=form, is_checkpoint_format=False)
+        assert served.digests() == digests(weights)
+
+
+def test_a_trainer_that_is_gone_gives_way_after_a_while(serve):
+    weights = new(1)
+    served, url = serve(weights, limits=Limits(abandoned=0.3))
+    post(url, "start_weight_update", b'{"version": 7}')
+    post(url, "update_weights", stream({"a": weights["a"]}), headers=OCTETS)
+    with pytest.raises(HttpTransferError, match="already active, to version 7"):
+        send(weights, url)
+    time.sleep(0.35)
+    assert send(weights, url) == 1 and served.digests() == digests(weights)
+
+
+def raw(url, request):
+    """All that a server answers to these bytes until it closes."""
+    with socket.create_connection(urlsplit(url).netloc.split(":"), timeout=20) as connection:
+        connection.sendall(request)
+        connection.shutdown(socket.SHUT_WR)
+        return b"".join(iter(lambda: connection.recv(1 << 16), b""))
+
+
+@pytest.mark.parametrize(
+    "headers, body, says",
+    [
+        ("Content-Length: 2", b"{}", b"200"),
+        ("Transfer-Encoding: chunked", b"1;x=y\r\n{\r\n001\r\n}\r\n0\r\nTrailer: 1\r\n\r\n", b"200"),
+        ("Transfer-Encoding: chunked\r\nContent-Length: 2", b"0\r\n\r\n", b"send one"),
+        ("Content-Length: 2\r\nContent-Length: 3", b"{}", b"send one"),
+        ("Content-Length: -2", b"{}", b"no number"),
+        ("Transfer-Encoding: gzip", b"{}", b"only 'chunked'"),
+        ("Transfer-Encoding: chunked", b"x\r\n", b"no length of a chunk"),
+        ("Transfer-Encoding: chunked", b"1\r\n{}\r\n0\r\n\r\n", b"longer or shorter"),
+        ("Transfer-Encoding: chunked", b"0\r\n" + b"a: b\r\n" * 200, b"lines follow the last chunk"),
+        ("Content-Length: 2000", b"{}", b""),
+    ],
+)
+def test_bodies_of_every_kind(serve, headers, body, says):
+    """Two requests on one connection; where the first's end cannot be told, the second is not read at all."""
+    served, url = serve(new(1))
+    second = b"POST /abort_weight_update HTTP/1.1\r\n\r\n"
+    answer = raw(url, f"POST /start_weight_update HTTP/1.1\r\n{headers}\r\n\r\n".encode() + body + second)
+    assert says in answer and answer.count(b"HTTP/1.1 ") == (2 if says == b"200" else bool(says))
+    assert served.updating is None
+
+
+def test_what_an_answer_left_unread_is_no_request(serve):
+    served, url = serve(new(1))
+    hidden = b"POST /start_weight_update HTTP/1.1\r\n\r\n"
+    answer = raw(url, b"GET /weight_info HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % len(hidden) + hidden)
+    assert answer.count(b"HTTP/1.1 ") == 1 and b"connection: close" in answer and served.updating is None
+
+
+def test_a_closed_server_leaves_no_thread_and_no_connection(serve):
+    before = threading.active_count()
+    server = WeightServer(ServedWeights(zeros(new(1))), limits=Limits(connections=2))
+    port = int(server.url.rpartition(":")[2])
+    busy = [socket.create_connection(("127.0.0.1", port)) for _ in range(2)]
+    for one in busy:
+        one.sendall(b"POST /update_weights HTTP/1.1\r\nContent-Length: 9\r\n")
+    while threading.active_count() < before + 3:
+        pass
+    with socket.create_connection(("127.0.0.1", port)) as third:
+        assert third.recv(1) == b"", "more connections than allowed"
+    server.close()
+    assert threading.active_count() == before
+    for one in busy:
+        assert one.recv(1) == b""
+        one.close()
 
 
 # The engine.
@@ -323,6 +402,31 @@ def test_the_engine_receives_what_a_trainer_posts():
         assert not any(w.any() for w in params.values())
         assert updater.finish_weight_update(digests(weights)) == 4
         assert digests(params) == digests(weights)
+    finally:
+        one.shutdown()
+
+
+def test_trainer_and_worker_agree_on_the_format():
+    one = engine()
+    params = zeros(new(1))
+    updater = WeightUpdater(one, ServedWeights(params, place=lambda name, weight: []))
+    try:
+        for form, says in ((True, "the trainer sends with is_checkpoint_format=True"), (False, None)):
+            updater.start_weight_update()
+            with ThreadPoolExecutor(1) as pool:
+                update = pool.submit(updater.update_weights, {"timeout": 20, "is_checkpoint_format": False})
+                while one._handover._info is None:
+                    pass
+                if says is None:
+                    send(new(1), one.url, is_checkpoint_format=form)
+                    update.result()
+                    continue
+                with pytest.raises(HttpTransferError, match=says):
+                    send(new(1), one.url, is_checkpoint_format=form)
+                with pytest.raises(RuntimeError, match="given the update up"):
+                    update.result()
+        updater.finish_weight_update()
+        assert digests(params) == digests(new(1))
     finally:
         one.shutdown()
 

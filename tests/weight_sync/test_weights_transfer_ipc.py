@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 from weights_cases import NAMES, SHAPES, weight
 
 from kernbench.weight_sync.arrays import digest
-from kernbench.weight_sync.transfer import ServedWeights, WeightTransferEngineFactory, WeightUpdater
+from kernbench.weight_sync.transfer import ServedWeights, WeightTransferEngineFactory, WeightUpdater, ipc
 from kernbench.weight_sync.transfer.ipc import IpcError, new_address
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs Unix sockets")
@@ -147,7 +148,7 @@ def test_a_worker_that_dies_is_named(address):
     for worker in workers:
         _, errors = worker.communicate(timeout=20)
         codes.append(worker.returncode)
-        assert worker.returncode == -signal.SIGKILL or "the trainer failed: IpcError: worker" in errors
+        assert worker.returncode == -signal.SIGKILL or "the trainer failed: PeerDiedError: worker" in errors
     assert codes == [1, -signal.SIGKILL]
 
 
@@ -165,6 +166,86 @@ def test_a_trainer_that_dies_leaves_the_old_version_and_no_memory(tmp_path):
     trainer.communicate()
     assert updater.served.version == 0 and not any(w.any() for w in params.values())
     assert shared_memory() <= before
+
+
+def in_a_child_that_dies(body, at):
+    """Run it in a child, which is killed at its ``at``-th message; gives a function that waits for its exit code."""
+    child = os.fork()
+    if child:
+        return lambda: os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    try:
+        left = [at]
+
+        def dying(real):
+            def call(self, *args):
+                left[0] -= 1
+                if left[0] < 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return real(self, *args)
+
+            return call
+
+        for name in ("send", "receive", "receive_descriptor"):
+            setattr(ipc._Peer, name, dying(getattr(ipc._Peer, name)))
+        body()
+        os._exit(0)
+    finally:
+        os._exit(3)
+
+
+def new_updater():
+    updater = WeightUpdater(Engine(None, None), ServedWeights({f"w{i}": np.zeros(100, np.int32) for i in range(6)}))
+    updater.init_weight_transfer_engine({"framework": "numpy"})
+    updater.start_weight_update()
+    return updater
+
+
+SMALL = {f"w{i}": np.full(100, i + 1, np.int32) for i in range(6)}
+ARGS = {"buffer_size_bytes": 300, "num_buffers": 2, "timeout": 20}
+
+
+def test_either_side_may_be_killed_at_any_message():
+    """The other side raises at once, well within its timeout; the old version stays, and nothing is left behind."""
+    before, deaths = shared_memory(), {"trainer": 0, "worker": 0}
+    for dying in deaths:
+        for at in range(200):
+            address, updater, start = new_address(), new_updater(), time.monotonic()
+
+            def train(address=address):
+                Engine.trainer_send_weights(iter(SMALL.items()), {"address": address} | ARGS)
+
+            def serve(address=address, updater=updater):
+                updater.update_weights({"address": address, "timeout": 20})
+
+            code = in_a_child_that_dies(train if dying == "trainer" else serve, at)
+            try:
+                (serve if dying == "trainer" else train)()
+                failed = False
+            except IpcError as error:
+                failed = True
+                assert "has died" in str(error)
+            died = code() == -signal.SIGKILL
+            assert died or not failed
+            if failed and dying == "trainer":
+                assert updater.served.updating is None and not any(w.any() for w in updater.served.params.values())
+            assert time.monotonic() - start < 15 and shared_memory() <= before
+            Path(new_address()).parent.rmdir()  # sweeps up after the dead
+            assert not Path(address).exists()
+            if not died:
+                break
+            deaths[dying] += failed
+    assert min(deaths.values()) > 8
+
+
+def test_a_slot_is_mapped_once_however_many_chunks_it_carries(address, monkeypatch):
+    mapped = []
+    real = ipc._map
+    monkeypatch.setattr(ipc, "_map", lambda number: mapped.append(1) or real(number))
+    kept = []
+    thread, raised = receive(address, kept.extend)
+    Engine.trainer_send_weights(iter(SMALL.items()), {"address": address} | ARGS)
+    thread.join(20)
+    assert not raised and len(kept) == 6 and mapped == [1]
 
 
 def test_an_error_of_a_worker_reaches_the_trainer(address):

@@ -1,17 +1,21 @@
 """The p2p engine: plans that move the lower bound of bytes, and shards that arrive bit for bit."""
 
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from weights_cases import KERNBENCH, weight
+from weights_models import config as model_config
+from weights_models import published
 
 import kernbench.topology
 from kernbench.runtime_api.context import RuntimeContext
 from kernbench.runtime_api.multiprocessing import SpawnException
 from kernbench.weight_sync.arrays import digest
+from kernbench.weight_sync.reshard import shard
+from kernbench.weight_sync.sharding import Sharding
 from kernbench.weight_sync.transfer import ServedWeights, WeightTransferEngineFactory, WeightUpdater, describe_weights
 from kernbench.weight_sync.transfer.p2p import P2PUpdateInfo, digests_of_moves, reshard
 from kernbench.weight_sync.transfer.plan import Division, lower_bound, moved_bytes, reshard_plan, tensor_parallel
@@ -77,10 +81,69 @@ def test_ranks_that_hold_the_same_share_the_work():
 def test_what_no_rank_holds_is_an_error():
     with pytest.raises(ValueError, match=r"no rank holds 'w' \[\(4, 8\)\], which rank 2 needs"):
         reshard_plan([Division("w", 2, {0: ((0, 4),)}, {2: ((0, 8),)})])
-    with pytest.raises(ValueError, match=r"axis 0 of the shape \[6\] cannot be divided among 4"):
+    with pytest.raises(ValueError, match=r"axis 0 of the shape \[6\] cannot be divided into 4 parts"):
         tensor_parallel([6], 0, [[0, 1, 2, 3]])
     with pytest.raises(ValueError, match=r"rank 1 is in the groups .* twice"):
         tensor_parallel([6], 0, [[0, 1], [1, 2]])
+
+
+def test_ranks_beyond_the_kv_heads_repeat_them():
+    heads, hidden, head = 2, 6, 4
+    k = np.arange(heads * head * hidden).reshape(heads * head, hidden)
+    held = tensor_parallel(k.shape, 0, [[0, 1, 2, 3], [4, 5, 6, 7]], units=heads)
+    rows = {rank: box[0] for rank, box in held.items()}
+    assert rows == {r: (0, 4) if r % 4 < 2 else (4, 8) for r in range(8)}
+    assert tensor_parallel(k.shape, 0, [[0]], units=heads)[0][0] == (0, 8)
+    division = Division("k", 2, tensor_parallel(k.shape, 0, [[8, 9]], heads), held)
+    plan = reshard_plan([division])
+    assert moved_bytes(plan) == lower_bound([division]) == 8 * 4 * hidden * 2
+    for units, ranks in ((3, 4), (4, 3)):
+        with pytest.raises(ValueError, match=f"{units} units over the {ranks} ranks"):
+            tensor_parallel((12,), 0, [range(ranks)], units)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3_moe"])
+def test_a_configuration_says_who_holds_what(family):
+    """Trainers TP 2 to workers TP 4 of a model with 2 KV heads and an odd vocabulary, into fused serving tensors."""
+    config, weights = model_config(family), published(family)
+    src, dst = [[0, 1]], [[2, 3, 4, 5]]
+    about = describe_weights(weights.items(), digests=False) | {"src_groups": src, "dst_groups": dst, "config": config}
+    info = P2PUpdateInfo(**about)
+    sharding = Sharding(config, {n: w.shape for n, w in weights.items()}, 4)
+
+    def body(rank, ctx):
+        if rank < 2:
+            held = on_device(ctx, shards(info, weights, "src", rank))
+            return Engine.trainer_send_weights(iter(held.items()), {"update_info": about})
+        number = rank - 2
+        params = {n: ctx.zeros(s, dtype="bf16") for n, s in sharding.params(number).items()}
+        served = ServedWeights(params, place=partial(sharding.place_shard, number), check=False)
+        updater = WeightUpdater(Engine(None, None), served)
+        updater.init_weight_transfer_engine({})
+        updater.start_weight_update()
+        updater.update_weights(about)
+        updater.finish_weight_update()
+        want = shard(weights, config, 4, number)
+        assert want.keys() - params.keys() == (
+            {"model.embed_tokens.weight", "lm_head.weight"} if number == 3 else set()
+        )
+        for name, param in params.items():
+            here = want[name][tuple(slice(0, n) for n in param.shape)]
+            assert digest(param) == digest(here), name
+        return True
+
+    assert spawn(6, body)[2:] == [True] * 4
+    assert moved_bytes(reshard_plan(info.divisions)) == lower_bound(info.divisions)
+
+
+def test_a_tied_head_and_half_a_description_are_refused():
+    config, weights = model_config("qwen2"), published("qwen2")
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
+    about = describe_weights(weights.items(), digests=False) | {"src_groups": [[0]], "dst_groups": [[1]]}
+    with pytest.raises(ValueError, match=r"'lm_head\.weight' is the embedding"):
+        P2PUpdateInfo(**about, config=config)
+    with pytest.raises(ValueError, match="either config or src_axes"):
+        P2PUpdateInfo(**about)
 
 
 def whole_weights(seed=0, kinds=("bfloat16", "float8_e4m3fn", "float32", "int8")):

@@ -25,6 +25,10 @@ def config(family, **changes):
         "llama": {},
         "qwen2": {"tie_word_embeddings": True},
         "qwen3": {},
+        "qwen3_fp8": {
+            "intermediate_size": 128,
+            "quantization_config": {"quant_method": "fp8", "weight_block_size": [16, 16]},
+        },
         "qwen3_moe": {"num_experts": 4, "moe_intermediate_size": 32},
         "qwen3_5": {
             "linear_num_key_heads": 4,
@@ -54,7 +58,8 @@ def config(family, **changes):
             "quantization_config": {"quant_method": "mxfp4"},
         },
     }[family]
-    sizes = {**common, **special, **changes, "model_type": family.removesuffix("_mxfp4")}
+    model_type = family.removesuffix("_mxfp4").removesuffix("_fp8")
+    sizes = {**common, **special, **changes, "model_type": model_type}
     if family in ("qwen3_5", "qwen3_5_moe"):
         text = {**sizes, "model_type": f"{family}_text"}
         return {"model_type": family, "text_config": text, "tie_word_embeddings": sizes["tie_word_embeddings"]}
@@ -73,7 +78,7 @@ def published(family, seed=0, **changes):
         tensors[name] = bits.view(dtype).reshape(shape)
 
     def linear(name, rows, columns, bias=False):
-        quantised = family == "deepseek_v3"
+        quantised = family in ("deepseek_v3", "qwen3_fp8")
         add(f"{name}.weight", rows, columns, dtype=FP8 if quantised else BF16)
         if quantised:
             add(f"{name}.weight_scale_inv", -(-rows // 16), -(-columns // 16), dtype=np.dtype(np.float32))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from kernbench.weight_sync.arrays import describe, digest
 from kernbench.weight_sync.dtypes import WireType, wire_type
@@ -141,6 +141,9 @@ class WeightTransferEngine(ABC, Generic[TInit, TUpdate]):
 
     init_info_cls: type[TInit]
     update_info_cls: type[TUpdate]
+    _info: TInit | None = None
+    gives_away: ClassVar[bool] = False
+    """Whether what is handed over has memory of its own, which the engine never touches again: it may be kept."""
 
     def __init__(self, config: Any = None, parallel_config: Any = None) -> None:
         self.config, self.parallel_config = config, parallel_config
@@ -161,9 +164,20 @@ class WeightTransferEngine(ABC, Generic[TInit, TUpdate]):
         """
         return _parse(self.update_info_cls, update_dict, f"Invalid update_info for {type(self).__name__}")
 
-    @abstractmethod
     def init_transfer_engine(self, init_info: TInit) -> None:
         """Get ready to receive, once."""
+        self._info = init_info
+
+    @property
+    def info(self) -> TInit:
+        """Of the initialisation.
+
+        Raises:
+            RuntimeError: "not initialized".
+        """
+        if self._info is None:
+            raise not_initialized(self)
+        return self._info
 
     @abstractmethod
     def receive_weights(self, update_info: TUpdate, load_weights: LoadWeights) -> None:
@@ -173,9 +187,9 @@ class WeightTransferEngine(ABC, Generic[TInit, TUpdate]):
             RuntimeError: "not initialized".
         """
 
-    @abstractmethod
     def shutdown(self) -> None:
         """Let go of everything; harmless if nothing is held."""
+        self._info = None
 
     @staticmethod
     @abstractmethod

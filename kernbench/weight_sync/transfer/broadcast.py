@@ -16,7 +16,6 @@ from kernbench.weight_sync.transfer.base import (
     TensorListInfo,
     WeightTransferEngine,
     WeightTransferInitInfo,
-    not_initialized,
     trainer_arguments,
 )
 from kernbench.weight_sync.transfer.packed import BUFFER_BYTES, BUFFERS, Chunk, check_buffers, cut, length
@@ -73,7 +72,7 @@ class BroadcastWeightTransferEngine(WeightTransferEngine[BroadcastInitInfo, Broa
 
     init_info_cls = BroadcastInitInfo
     update_info_cls = BroadcastUpdateInfo
-    _info: BroadcastInitInfo | None = None
+    gives_away = True
 
     def init_transfer_engine(self, init_info: BroadcastInitInfo) -> None:
         """Raises:
@@ -84,7 +83,7 @@ class BroadcastWeightTransferEngine(WeightTransferEngine[BroadcastInitInfo, Broa
             raise ValueError(f"rank {distributed.get_rank()} is not in the group of the weight transfer")
         if distributed.get_rank() == init_info.src:
             raise ValueError(f"rank {init_info.src} is the trainer: it sends with trainer_send_weights")
-        self._info = init_info
+        super().init_transfer_engine(init_info)
 
     def receive_weights(self, update_info: BroadcastUpdateInfo, load_weights: LoadWeights) -> None:
         """Hand over one tensor a call, or in packed mode those that a buffer completes.
@@ -93,9 +92,7 @@ class BroadcastWeightTransferEngine(WeightTransferEngine[BroadcastInitInfo, Broa
             RuntimeError: "not initialized".
             ValueError: a tensor does not have the announced hash.
         """
-        if self._info is None:
-            raise not_initialized(self)
-        wire = _Wire(self._info.src, self._info.group)
+        wire = _Wire(self.info.src, self.info.group)
         load = update_info.checked(load_weights)
         if update_info.packed:
             _receive_packed(wire, update_info, load)
@@ -103,12 +100,9 @@ class BroadcastWeightTransferEngine(WeightTransferEngine[BroadcastInitInfo, Broa
         for name, kind, shape in update_info.metadata:
             tensor = wire.new(name, kind, shape)
             if tensor.nbytes:
-                wire.broadcast(as_bytes(tensor))
+                wire.broadcast(tensor)
             load([(name, tensor)])
             del tensor
-
-    def shutdown(self) -> None:
-        self._info = None
 
     @staticmethod
     def trainer_send_weights(
@@ -132,7 +126,7 @@ class BroadcastWeightTransferEngine(WeightTransferEngine[BroadcastInitInfo, Broa
         for name, weight in iterator:
             tensor = wire.on_device(name, weight)
             if tensor.nbytes:
-                wire.broadcast(as_bytes(tensor))
+                wire.broadcast(tensor)
 
 
 class _Wire:
@@ -218,8 +212,5 @@ def _receive_chunk(wire: _Wire, buffer: Tensor, chunk: Chunk) -> Any:
 
 
 def as_bytes(tensor: Tensor) -> Tensor:
-    """The memory of a contiguous device tensor as uint8[n]: what travels as such keeps every bit, NaN payloads too."""
-    assert tensor._storage is not None
-    made = Tensor._on(tensor._storage, (tensor.nbytes,), tensor._storage.sip.ctx.uint8, tensor.name)
-    made._offset = tensor.storage_offset() * tensor.element_size()
-    return made
+    """The memory of a contiguous tensor as uint8[n]."""
+    return tensor.view(-1).view("uint8")

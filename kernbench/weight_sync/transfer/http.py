@@ -1,4 +1,4 @@
-"""The ``http`` engine: the worker serves, the trainer posts to it. Needs the ``weights`` extra."""
+"""The ``http`` engine: the worker serves, the trainer posts to it."""
 
 from __future__ import annotations
 
@@ -65,7 +65,6 @@ class HttpWeightTransferEngine(WeightTransferEngine[HttpInitInfo, HttpUpdateInfo
 
     def init_transfer_engine(self, init_info: HttpInitInfo) -> None:
         """Raises:
-        ModuleNotFoundError: starlette or uvicorn is missing.
         ValueError: a host that others can reach, without a token.
         """
         from kernbench.weight_sync.transfer.http_server import WeightServer
@@ -170,10 +169,23 @@ class _Handover:
             self.updating = version
             return version
 
-    def load(self, weights: Weights, *, version: int | None = None) -> None:
+    def load(
+        self,
+        weights: Weights,
+        *,
+        is_checkpoint_format: bool = True,
+        version: int | None = None,
+        digests: Mapping[str, str] | None = None,
+        owned: bool = False,
+    ) -> None:
         with self._lock:
             if version is not None and self.updating not in (None, version):
                 raise RuntimeError(f"tensors of version {version} came while {self.updating} is being loaded")
+            if self._info is not None and is_checkpoint_format != self._info.is_checkpoint_format:
+                raise ValueError(
+                    f"the trainer sends with is_checkpoint_format={is_checkpoint_format}, the worker's update_info "
+                    f"says {self._info.is_checkpoint_format}"
+                )
             fresh = [(name, weight) for name, weight in weights if name not in self._names]
             self._names |= {name for name, _ in fresh}
         self._put(fresh)

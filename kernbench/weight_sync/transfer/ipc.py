@@ -18,7 +18,7 @@ import os
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import KW_ONLY, dataclass
 from multiprocessing.connection import Connection
@@ -36,7 +36,6 @@ from kernbench.weight_sync.transfer.base import (
     WeightTransferEngine,
     WeightTransferInitInfo,
     WeightTransferUpdateInfo,
-    not_initialized,
     trainer_arguments,
 )
 from kernbench.weight_sync.transfer.packed import check_buffers
@@ -76,6 +75,8 @@ class IpcTrainerArgs:
     workers: how many there are; the update begins when all have come.
     buffer_size_bytes, num_buffers: of the slots of the buffer: those of the default fit into a cache.
     timeout: seconds to wait for a worker, to come or to copy a slot.
+    wrap: called with every connection and the shared memory, uint8[n]; what it gives is used as the connection. For
+        tests: see :class:`kernbench.weight_sync.faults.FaultyConnection`.
     """
 
     address: str
@@ -83,6 +84,7 @@ class IpcTrainerArgs:
     buffer_size_bytes: int = BUFFER_BYTES // SLOTS
     num_buffers: int = SLOTS
     timeout: float = TIMEOUT
+    wrap: Callable[[Any, Bytes], Any] | None = None
 
     def __post_init__(self) -> None:
         check_buffers(self.buffer_size_bytes, self.num_buffers)
@@ -94,6 +96,10 @@ class IpcError(RuntimeError):
     """The other side has died, is silent, or reports an error."""
 
 
+class PeerDiedError(IpcError):
+    """The other side has died."""
+
+
 def new_address() -> str:
     """A path for the trainer's socket, in a new folder that is this user's alone.
 
@@ -102,8 +108,7 @@ def new_address() -> str:
     for old in Path(tempfile.gettempdir()).glob(f"{_FOLDER}*"):
         with suppress(OSError):
             if old.stat().st_uid == os.getuid() and not is_alive(int(old.name.split("-")[2])):
-                (old / "socket").unlink(missing_ok=True)
-                old.rmdir()
+                _remove(old / "socket")
     return str(Path(tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-")) / "socket")
 
 
@@ -112,10 +117,6 @@ class IpcWeightTransferEngine(WeightTransferEngine[IpcInitInfo, IpcUpdateInfo]):
 
     init_info_cls = IpcInitInfo
     update_info_cls = IpcUpdateInfo
-    _info: IpcInitInfo | None = None
-
-    def init_transfer_engine(self, init_info: IpcInitInfo) -> None:
-        self._info = init_info
 
     def receive_weights(self, update_info: IpcUpdateInfo, load_weights: LoadWeights) -> None:
         """Hand over the tensors that a slot completes.
@@ -124,20 +125,19 @@ class IpcWeightTransferEngine(WeightTransferEngine[IpcInitInfo, IpcUpdateInfo]):
             RuntimeError: "not initialized"; or IpcError.
             ValueError: a tensor came damaged. The trainer hears of every error here.
         """
-        if self._info is None:
-            raise not_initialized(self)
+        framework = self.info.framework
         with ExitStack() as stack:
             peer = _connect(update_info, stack)
             try:
                 buffer = _map(peer.receive_descriptor())
-                _Receiver(peer, buffer, self._info.framework).run(load_weights)
+                _Receiver(peer, buffer, framework).run(load_weights)
+            except PeerDiedError:
+                _remove(Path(update_info.address))
+                raise
             except BaseException as error:
                 with suppress(OSError, IpcError):
                     peer.send({"error": f"{type(error).__name__}: {error}"})
                 raise
-
-    def shutdown(self) -> None:
-        self._info = None
 
     @staticmethod
     def trainer_send_weights(
@@ -150,12 +150,15 @@ class IpcWeightTransferEngine(WeightTransferEngine[IpcInitInfo, IpcUpdateInfo]):
         """
         args = trainer_arguments(IpcTrainerArgs, trainer_args)
         with ExitStack() as stack:
-            listener = _listen(args, stack)
-            peers = [_accept(listener, n, args, stack) for n in range(args.workers)]
+            with ExitStack() as until_all_are_here:
+                listener = _listen(args, until_all_are_here)
+                peers = [_accept(listener, n, args, stack) for n in range(args.workers)]
             number, buffer = _create(args.buffer_size_bytes * args.num_buffers)
             stack.callback(os.close, number)
             for peer in peers:
                 send_handle(peer.connection, number, None)
+                if args.wrap is not None:
+                    peer.connection = args.wrap(peer.connection, buffer)
                 peer.send({"slots": args.num_buffers, "nbytes": args.buffer_size_bytes})
             sender = _Sender(peers, buffer, args.buffer_size_bytes, args.num_buffers)
             try:
@@ -171,7 +174,8 @@ class _Peer:
     """The other end of a socket: one JSON object a message."""
 
     def __init__(self, name: str, connection: Connection, timeout: float) -> None:
-        self.name, self.connection, self.timeout = name, connection, timeout
+        self.name, self.timeout = name, timeout
+        self.connection: Any = connection
 
     def send(self, message: dict[str, Any]) -> None:
         try:
@@ -185,7 +189,7 @@ class _Peer:
         try:
             message: dict[str, Any] = json.loads(self._read())
         except (EOFError, ConnectionResetError):
-            raise IpcError(f"{self.name} has died") from None
+            raise PeerDiedError(f"{self.name} has died") from None
         if "error" in message:
             raise IpcError(f"{self.name}: {message['error']}")
         return message
@@ -201,7 +205,7 @@ class _Peer:
         try:
             return recv_handle(self.connection)
         except (EOFError, OSError, RuntimeError):
-            raise IpcError(f"{self.name} has died, or waits for other workers in vain") from None
+            raise PeerDiedError(f"{self.name} has died, or waits for other workers in vain") from None
 
     def _wait(self) -> None:
         if not self.connection.poll(self.timeout):
@@ -321,6 +325,14 @@ class _Receiver:
         return name, from_bytes(self.about["kind"], self.about["shape"], self.data, self.framework, name)
 
 
+def _remove(address: Path) -> None:
+    """A socket that nobody listens to any more, and its folder if it is one of :func:`new_address`."""
+    with suppress(OSError):
+        address.unlink(missing_ok=True)
+        if address.parent.name.startswith(_FOLDER):
+            address.parent.rmdir()
+
+
 def _listen(args: IpcTrainerArgs, stack: ExitStack) -> socket.socket:
     listener = stack.enter_context(_socket())
     path = Path(args.address)
@@ -328,9 +340,7 @@ def _listen(args: IpcTrainerArgs, stack: ExitStack) -> socket.socket:
         listener.bind(args.address)
     except OSError as error:
         raise IpcError(f"{path}: {error.strerror}; make a new address for every update with new_address()") from None
-    if path.parent.name.startswith(_FOLDER):
-        stack.callback(path.parent.rmdir)
-    stack.callback(path.unlink)
+    stack.callback(_remove, path)
     listener.listen(args.workers)
     return listener
 

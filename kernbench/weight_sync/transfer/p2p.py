@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass
+from functools import cached_property
 from typing import Any
 
 from kernbench.runtime_api import rank as ranks
@@ -15,13 +16,22 @@ from kernbench.weight_sync.transfer.base import (
     TensorListInfo,
     WeightTransferEngine,
     WeightTransferInitInfo,
-    not_initialized,
     trainer_arguments,
 )
-from kernbench.weight_sync.transfer.broadcast import as_bytes
-from kernbench.weight_sync.transfer.plan import Division, Move, reshard_plan, tensor_parallel
+from kernbench.weight_sync.transfer.plan import (
+    Box,
+    Division,
+    Holders,
+    Move,
+    in_chunks,
+    in_rounds,
+    reshard_plan,
+    sharded,
+    tensor_parallel,
+)
 
-AHEAD = 2
+AHEAD = 8
+CHUNK_BYTES = 32 << 20
 
 
 @dataclass
@@ -42,8 +52,14 @@ class P2PUpdateInfo(TensorListInfo):
     Attributes:
         src_groups: the trainers' tensor-parallel groups, as lists of global ranks; groups repeat each other.
         dst_groups: the workers'.
+        config: the model's ``config.json``, from which follows who holds what of its published tensors
+            (:class:`~kernbench.weight_sync.sharding.Sharding`, whose ``place_shard`` says where a worker keeps it).
+            Without it, the next three say so.
         src_axes: of each tensor the axis along which trainers divide it, None if every rank has all of it.
         dst_axes: the workers'.
+        units: of each tensor how many things lie along its axes that no rank may cut (of K and V the number of KV
+            heads), so that groups with more ranks repeat them; None for others. See :func:`tensor_parallel`.
+        chunk_bytes: of one message, about.
         move_digests: hash of each move, of :func:`digests_of_moves` of all trainers; None checks nothing.
 
     Raises:
@@ -53,39 +69,50 @@ class P2PUpdateInfo(TensorListInfo):
     _: KW_ONLY
     src_groups: list[list[int]]
     dst_groups: list[list[int]]
-    src_axes: list[int | None]
-    dst_axes: list[int | None]
+    config: dict[str, Any] | None = None
+    src_axes: list[int | None] | None = None
+    dst_axes: list[int | None] | None = None
+    units: list[int | None] | None = None
+    chunk_bytes: int = CHUNK_BYTES
     move_digests: dict[str, str] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for key in ("src_axes", "dst_axes"):
-            if len(getattr(self, key)) != len(self.names):
-                sizes = f"{len(getattr(self, key))} and {len(self.names)}"
-                raise ValueError(f"`{key}` should be of the same size as `names`: got {sizes}")
         if self.digests is not None:
             raise ValueError("digests are those of whole tensors, which no worker gets: give move_digests instead")
-        self._divisions = [
-            Division(
-                name,
-                kind.itemsize,
-                tensor_parallel(shape, src, self.src_groups),
-                tensor_parallel(shape, dst, self.dst_groups),
-            )
-            for (name, kind, shape), src, dst in zip(self.metadata, self.src_axes, self.dst_axes, strict=True)
-        ]
+        src, dst = (self._holders(side) for side in ("src", "dst"))
+        self._divisions = [Division(name, kind.itemsize, src[name], dst[name]) for name, kind, _ in self.metadata]
+
+    def _holders(self, side: str) -> Mapping[str, Holders]:
+        """What each rank holds of each tensor."""
+        groups: list[list[int]] = getattr(self, f"{side}_groups")
+        axes: list[int | None] | None = getattr(self, f"{side}_axes")
+        if (self.config is None) == (axes is None):
+            raise ValueError(f"give either config or {side}_axes")
+        shapes = {name: shape for name, _, shape in self.metadata}
+        if self.config is not None:
+            return sharded(self.config, shapes, groups)
+        units = [None] * len(shapes) if self.units is None else self.units
+        for key, given in ((f"{side}_axes", axes or []), ("units", units)):
+            if len(given) != len(shapes):
+                raise ValueError(f"`{key}` should be of the same size as `names`: got {len(given)} and {len(shapes)}")
+        return {
+            name: tensor_parallel(shape, axis, groups, whole)
+            for (name, shape), axis, whole in zip(shapes.items(), axes or [], units, strict=True)
+        }
 
     @property
     def divisions(self) -> list[Division]:
         """How each tensor lies before and after."""
         return self._divisions
 
+    @cached_property
     def plan(self) -> dict[str, list[Move]]:
-        """The moves of each tensor."""
+        """The moves of each tensor, in the order in which every rank begins its own."""
         made: dict[str, list[Move]] = {name: [] for name in self.names}
         for move in reshard_plan(self.divisions):
             made[move.name].append(move)
-        return made
+        return {name: in_chunks(in_rounds(moves), self.chunk_bytes) for name, moves in made.items()}
 
 
 @dataclass
@@ -103,10 +130,7 @@ class P2PWeightTransferEngine(WeightTransferEngine[P2PInitInfo, P2PUpdateInfo]):
 
     init_info_cls = P2PInitInfo
     update_info_cls = P2PUpdateInfo
-    _info: P2PInitInfo | None = None
-
-    def init_transfer_engine(self, init_info: P2PInitInfo) -> None:
-        self._info = init_info
+    gives_away = True
 
     def receive_weights(self, update_info: P2PUpdateInfo, load_weights: LoadWeights) -> None:
         """Hand over this rank's shard of one tensor a call.
@@ -115,12 +139,7 @@ class P2PWeightTransferEngine(WeightTransferEngine[P2PInitInfo, P2PUpdateInfo]):
             RuntimeError: "not initialized".
             ValueError: a range does not have the announced hash; or this rank is not a worker, or a trainer too.
         """
-        if self._info is None:
-            raise not_initialized(self)
-        reshard(update_info, None, load_weights, self._info.group)
-
-    def shutdown(self) -> None:
-        self._info = None
+        reshard(update_info, None, load_weights, self.info.group)
 
     @staticmethod
     def trainer_send_weights(
@@ -145,8 +164,25 @@ def reshard(
     """The calling rank's part of an update: what it sends, what it receives, and what it keeps.
 
     Args:
-        shards: what it holds as a trainer; None if it is none.
         load_weights: gets what it holds as a worker; None if it is none.
+        others: as :func:`resharded`.
+    """
+    _check_place("src_groups", info.src_groups, shards is not None)
+    _check_place("dst_groups", info.dst_groups, load_weights is not None)
+    for pair in resharded(info, shards, group, ahead):
+        if load_weights is not None:
+            load_weights([pair])
+
+
+def resharded(
+    info: P2PUpdateInfo, shards: Iterator[tuple[str, Any]] | None, group: Any = None, ahead: int = AHEAD
+) -> Iterator[tuple[str, Tensor]]:
+    """As :func:`reshard`, giving the shards one by one; a rank that is no worker goes through it for nothing.
+
+    With one worker, itself a trainer, its fellows' shards arrive there as whole tensors.
+
+    Args:
+        shards: what the rank holds as a trainer; None if it is none.
         ahead: tensors under way at once.
 
     Raises:
@@ -154,80 +190,77 @@ def reshard(
     """
     ctx = ranks.current().ctx
     me = ctx.distributed.get_rank()
-    _check_place(me, "src_groups", info.src_groups, shards is not None)
-    _check_place(me, "dst_groups", info.dst_groups, load_weights is not None)
-    pending: deque[tuple[list[Any], Callable[[], None]]] = deque()
-
-    def settle(limit: int) -> None:
-        while len(pending) > limit:
-            works, finish = pending.popleft()
-            ctx.wait(works)
-            finish()
-
-    plan = info.plan()
-    for (name, kind, _), division in zip(info.metadata, info.divisions, strict=True):
+    _check_place("src_groups", info.src_groups, shards is not None)
+    plan = info.plan
+    pending: deque[tuple[list[Any], _Arrival | None]] = deque()
+    for number, ((name, kind, _), division) in enumerate(zip(info.metadata, info.divisions, strict=True)):
         mine = _next_shard(shards, info, division, me) if shards is not None else None
+        arrival = _Arrival(info, name, mine, division.dst[me], str(kind)) if me in division.dst else None
         works: list[Any] = []
-        arriving: list[tuple[Move, Tensor]] = []
-        for move in plan[name]:
-            if move.src == me:
-                assert mine is not None
-                piece = _cut(mine, move.src_slice)
-                if move.dst == me:
-                    arriving.append((move, piece))
-                else:
-                    works.append(ctx.distributed.isend(as_bytes(piece.contiguous()), move.dst, group))
-            elif move.dst == me:
-                sizes = [s.stop - s.start for s in move.dst_slice]
-                piece = ctx.empty(sizes, dtype=str(kind), name=name)
-                works.append(ctx.distributed.irecv(as_bytes(piece), move.src, group))
-                arriving.append((move, piece))
-        if load_weights is not None:
-            box = division.dst[me]
-            pending.append((works, _Arrival(info, name, str(kind), [b - a for a, b in box], arriving, load_weights)))
-        else:
-            pending.append((works, _nothing))
-        settle(ahead)
-    settle(0)
+        for place, move in enumerate(plan[name], number):
+            tag = place % (ahead + 1)  # messages of one tag come one after another, for which small ones would wait
+            if move.src == me != move.dst:
+                works.append(ctx.distributed.isend(_cut(mine, move.src_slice), move.dst, group, tag))
+            elif move.dst == me and arrival is not None:
+                arrival.expect(move, works, group, tag)
+        pending.append((works, arrival))
+        if len(pending) > ahead:
+            yield from _settled(pending)
+    while pending:
+        yield from _settled(pending)
     if shards is not None and (more := next(shards, None)) is not None:
         raise ValueError(f"rank {me} sends '{more[0]}', of which its update_info says nothing")
 
 
 def digests_of_moves(info: P2PUpdateInfo, shards: Mapping[str, Any], rank: int) -> dict[str, str]:
     """Hash of each range that ``rank`` sends, for :attr:`P2PUpdateInfo.move_digests`; merge those of all trainers."""
-    moves = [move for several in info.plan().values() for move in several if move.src == rank]
+    moves = [move for several in info.plan.values() for move in several if move.src == rank]
     return {move.key: digest(_cut(shards[move.name], move.src_slice)) for move in moves}
 
 
-@dataclass
 class _Arrival:
-    """One tensor on its way to this rank: puts its ranges together, once they are here."""
+    """One tensor on its way to this rank: ranges without gaps land where they belong, others are put there once they
+    are here."""
 
-    info: P2PUpdateInfo
-    name: str
-    kind: str
-    shape: list[int]
-    ranges: list[tuple[Move, Tensor]]
-    load: LoadWeights
+    def __init__(self, info: P2PUpdateInfo, name: str, mine: Tensor | None, box: Box, kind: str) -> None:
+        self.info, self.name, self.mine = info, name, mine
+        self.ctx = ranks.current().ctx
+        self.whole = self.ctx.empty([stop - start for start, stop in box], dtype=kind, name=name)
+        self.ranges: list[tuple[Move, Tensor]] = []
 
-    def __call__(self) -> None:
-        if self.info.move_digests is not None:
-            for move, piece in self.ranges:
-                expected, found = self.info.move_digests.get(move.key), digest(piece)
-                if found != expected:
-                    raise ValueError(f"{move.key} arrived damaged: it hashes to {found}, the trainer's to {expected}")
-        if len(self.ranges) == 1 and self.ranges[0][0].src != self.ranges[0][0].dst:
-            whole = self.ranges[0][1]
+    def expect(self, move: Move, works: list[Any], group: Any, tag: int) -> None:
+        """Begin to receive a range, or remember to take it from the rank's own shard."""
+        piece = _cut(self.whole, move.dst_slice)
+        if move.src == move.dst:
+            piece = _cut(self.mine, move.src_slice)
         else:
-            whole = ranks.current().ctx.empty(self.shape, dtype=self.kind, name=self.name)
-            for move, piece in self.ranges:
-                _cut(whole, move.dst_slice).copy_(piece)
+            if not piece.is_contiguous():
+                piece = self.ctx.empty(piece.shape, dtype=piece.dtype, name=self.name)
+            works.append(self.ctx.distributed.irecv(piece, move.src, group, tag))
+        self.ranges.append((move, piece))
+
+    def put_together(self) -> Tensor:
+        """All of it has come."""
+        digests = self.info.move_digests
+        if not all(piece._has_values() for _, piece in self.ranges):
+            self.whole._mark(valid=False)  # at once: range by range would take a map as large as the tensor
+        for move, piece in self.ranges:
+            if digests is not None and (found := digest(piece)) != (expected := digests.get(move.key)):
+                raise ValueError(f"{move.key} arrived damaged: it hashes to {found}, the trainer's to {expected}")
+            target = _cut(self.whole, move.dst_slice)
+            if piece.data_ptr() != target.data_ptr():
+                target.copy_(piece)
         self.ranges = []
-        self.load([(self.name, whole)])
+        return self.whole
 
 
-def _nothing() -> None:
-    pass
+def _settled(pending: deque[tuple[list[Any], _Arrival | None]]) -> Iterator[tuple[str, Tensor]]:
+    """Wait for the oldest tensor under way, and give it if it comes here."""
+    works, arrival = pending.popleft()
+    ranks.current().ctx.wait(works)
+    works.clear()
+    if arrival is not None:
+        yield arrival.name, arrival.put_together()
 
 
 def _next_shard(shards: Iterator[tuple[str, Any]], info: P2PUpdateInfo, division: Division, me: int) -> Tensor:
@@ -251,7 +284,8 @@ def _cut(tensor: Any, index: tuple[slice, ...]) -> Any:
     return tensor[index] if index else tensor
 
 
-def _check_place(me: int, what: str, groups: list[list[int]], given: bool) -> None:
+def _check_place(what: str, groups: list[list[int]], given: bool) -> None:
+    me = ranks.current().ctx.distributed.get_rank()
     if any(me in group for group in groups) != given:
         raise ValueError(
             f"rank {me} is {'not ' if given else ''}in {what} {groups}: trainers send, workers receive, and a rank "

@@ -15,7 +15,15 @@ from typing import Any
 import numpy as np
 
 from kernbench.runtime_api import rank as ranks
-from kernbench.weight_sync.arrays import copy_into, describe, digest, framework_of
+from kernbench.weight_sync.arrays import (
+    Bytes,
+    copy_into,
+    describe,
+    digest,
+    framework_of,
+    is_contiguous_on_host,
+    to_bytes,
+)
 from kernbench.weight_sync.transfer.base import Weights, WeightTransferEngine
 
 Index = tuple[slice, ...]
@@ -23,6 +31,7 @@ Placed = tuple[str, Index, Any]
 """Parameter, where in it (() is all of it), and the values for there."""
 Place = Callable[[str, Any], Iterable[Placed]]
 Box = tuple[tuple[int, int], ...]
+_PIECE = 256 << 10
 
 
 @dataclass
@@ -40,7 +49,8 @@ class ServedWeights:
     """The parameters that a worker computes with, and the version they are.
 
     Args:
-        params: name -> torch tensor, numpy array or KernBench tensor; updates write into these.
+        params: name -> torch tensor, numpy array or KernBench tensor; updates write into these. Where two are the
+            same memory (a head that is tied to the embedding), either brings new values, and both have to agree.
         version: the one they hold now.
         place: where a tensor of the checkpoint belongs: (parameter, index, values) for each part of it that is this
             worker's (its tensor-parallel shard, say); nothing for a tensor that is not. Without it, names are the same.
@@ -61,6 +71,7 @@ class ServedWeights:
     ) -> None:
         self.params, self.place, self.on_finish, self.check = dict(params), place or _same_name, on_finish, check
         self._version = version
+        self._tied = _tied(self.params)
         self._session: _Session | None = None
         self._loading = threading.Lock()
         self._readers = 0
@@ -96,6 +107,13 @@ class ServedWeights:
         with self.reading() as params:
             return {name: digest(weight) for name, weight in params.items()}
 
+    def differing(self, expected: Mapping[str, str]) -> list[str]:
+        """Names whose served values are not those with these hashes: what :meth:`digests` gave, or the trainer's hashes
+        where names are the same. Finds what changed weights behind the back of updates, such as a reload from an old
+        copy, and parameters that do not follow."""
+        found = self.digests()
+        return sorted(name for name, wanted in expected.items() if found.get(name) != wanted)
+
     def start(self, version: int | None = None, base_version: int | None = None) -> int:
         """Begin an update; gives its version.
 
@@ -122,13 +140,23 @@ class ServedWeights:
             self._session = _Session(version, base_version)
             return version
 
-    def load(self, weights: Weights, *, is_checkpoint_format: bool = True, version: int | None = None) -> None:
+    def load(
+        self,
+        weights: Weights,
+        *,
+        is_checkpoint_format: bool = True,
+        version: int | None = None,
+        digests: Mapping[str, str] | None = None,
+        owned: bool = False,
+    ) -> None:
         """Stage tensors; they are copied, so their memory may be reused. One that comes again unchanged is harmless.
 
         After an error the update is gone and the old version goes on serving.
 
         Args:
             version: of the update that they belong to; a late message must not get into the next.
+            digests: hashes that the transport has compared with these very bytes, to spare another look at them.
+            owned: their memory is given away, so that it may be staged as it is; nobody else may touch it any more.
 
         Raises:
             RuntimeError: no update is active, or another (which goes on).
@@ -140,8 +168,10 @@ class ServedWeights:
             if version not in (None, session.version):
                 raise RuntimeError(f"tensors of version {version} came while {session.version} is being loaded")
             try:
+                place = self.place if is_checkpoint_format else _same_name
                 for name, weight in weights:
-                    self._stage(session, name, weight, self.place if is_checkpoint_format else _same_name)
+                    found = (digests or {}).get(name) or digest(weight) if self.check else ""
+                    self._stage(session, name, weight, found, place, owned)
             except BaseException:
                 self._session = None
                 raise
@@ -180,20 +210,21 @@ class ServedWeights:
             raise RuntimeError("No weight update is active: start one first; an update that failed is gone")
         return self._session
 
-    def _stage(self, session: _Session, name: str, weight: Any, place: Place) -> None:
-        found = digest(weight) if self.check else ""
+    def _stage(self, session: _Session, name: str, weight: Any, found: str, place: Place, owned: bool) -> None:
         if name in session.digests:
             if not found or found != session.digests[name]:
                 raise ValueError(f"'{name}' comes twice in one update, with other values: two trainers send at once?")
             return
-        for param, index, part in place(name, weight):
+        placed = list(place(name, weight))
+        owned = owned and len(placed) == 1
+        for param, index, part in placed:
             target = self.params.get(param)
             if target is None:
                 raise KeyError(f"'{name}' goes to the parameter '{param}', which this worker does not have")
-            self._stage_part(session, param, target, index, part)
+            self._stage_part(session, param, target, index, part, owned and part is weight)
         session.digests[name] = found
 
-    def _stage_part(self, session: _Session, param: str, target: Any, index: Index, part: Any) -> None:
+    def _stage_part(self, session: _Session, param: str, target: Any, index: Index, part: Any, owned: bool) -> None:
         kind, shape = describe(target)
         box = tuple(s.indices(n)[:2] for s, n in zip(index, shape, strict=False))
         box += tuple((0, n) for n in shape[len(box) :])
@@ -206,14 +237,18 @@ class ServedWeights:
         boxes = session.boxes.setdefault(param, [])
         if any(_overlap(box, other) for other in boxes):
             raise ValueError(f"a part of the parameter '{param}' comes twice in one update: {box}")
+        boxes.append(box)
+        if owned and there == shape and _could_be(part, target):
+            session.staged[param] = part
+            return
         if param not in session.staged:
             session.staged[param] = _like(target, param)
-        boxes.append(box)
         copy_into(session.staged[param][index] if index else session.staged[param], part)
 
     def _check_complete(self, session: _Session) -> None:
+        came = {self._tied[param] for param in session.boxes}
         if session.base_version is None:
-            missing = sorted(self.params.keys() - session.boxes.keys())
+            missing = sorted(param for param in self.params if self._tied[param] not in came)
             if missing:
                 raise ValueError(
                     f"the update to version {session.version} lacks {len(missing)} of {len(self.params)} parameters, "
@@ -221,9 +256,14 @@ class ServedWeights:
                 )
         for param, boxes in session.boxes.items():
             size = int(np.prod(describe(self.params[param])[1]))
-            came = sum(int(np.prod([stop - start for start, stop in box])) for box in boxes)
-            if came != size:
-                raise ValueError(f"the parameter '{param}' is incomplete: {came} of {size} elements have come")
+            filled = sum(int(np.prod([stop - start for start, stop in box])) for box in boxes)
+            if filled != size:
+                raise ValueError(f"the parameter '{param}' is incomplete: {filled} of {size} elements have come")
+            first = self._tied[param]
+            if first != param and first in session.staged and self.check:
+                one, other = session.staged[first], session.staged[param]
+                if digest(one) != digest(other):
+                    raise ValueError(f"'{param}' and '{first}' are the same memory, and came with different values")
 
     @contextmanager
     def _alone(self, timeout: float | None) -> Iterator[None]:
@@ -241,21 +281,14 @@ class ServedWeights:
         """Exchange staged and served values, so that the old ones are there until everything has gone well."""
         done: list[str] = []
         try:
-            for param, staged in session.staged.items():
-                old = _like(self.params[param], param)
-                copy_into(old, self.params[param])
-                try:
-                    copy_into(self.params[param], staged)
-                    copy_into(staged, old)
-                except BaseException:
-                    copy_into(self.params[param], old)
-                    raise
+            for param in list(session.staged):  # whose tensors are let go of one by one
+                session.staged[param] = _exchange(self.params[param], session.staged[param], param)
                 done.append(param)
             if self.on_finish is not None:
                 self.on_finish(session.version)
         except BaseException:
             for param in reversed(done):
-                copy_into(self.params[param], session.staged[param])
+                _exchange(self.params[param], session.staged[param], param)
             raise
         self._version = session.version
 
@@ -286,7 +319,10 @@ class WeightUpdater:
         try:
             info = self.engine.parse_update_info(dict(update_info))
             form = info.is_checkpoint_format
-            self.engine.receive_weights(info, lambda weights: self.served.load(weights, is_checkpoint_format=form))
+            owned = self.engine.gives_away
+            self.engine.receive_weights(
+                info, lambda weights: self.served.load(weights, is_checkpoint_format=form, owned=owned)
+            )
         except BaseException:
             self.served.abort()
             raise
@@ -307,6 +343,66 @@ def changed_weights(weights: Weights, digests: Mapping[str, str]) -> Iterator[tu
 
 def _same_name(name: str, weight: Any) -> Iterator[Placed]:
     yield name, (), weight
+
+
+def _exchange(served: Any, staged: Any, name: str) -> Any:
+    """Write ``staged`` into ``served``; gives what holds the old values then, which may be ``staged``. Where that
+    fails, both are as they were."""
+    if is_contiguous_on_host(served) and is_contiguous_on_host(staged):
+        _swap(to_bytes(served).data, to_bytes(staged).data)
+        return staged
+    old = _like(served, name)
+    copy_into(old, served)
+    try:
+        copy_into(served, staged)
+    except BaseException:
+        copy_into(served, old)
+        raise
+    return old
+
+
+def _swap(one: Bytes, other: Bytes) -> None:
+    """In pieces that stay in the cache; a signal's exception in the middle takes back what was done."""
+    under_way = None
+    try:
+        for start in range(0, one.size, _PIECE):
+            part = slice(start, start + _PIECE)
+            under_way = part, one[part].copy(), other[part].copy()
+            one[part] = under_way[2]
+            other[part] = under_way[1]
+    except BaseException:
+        if under_way is not None:
+            part, mine, theirs = under_way
+            one[part], other[part] = mine, theirs
+            _swap(one[: part.start], other[: part.start])
+        raise
+
+
+def _could_be(part: Any, target: Any) -> bool:
+    """Whether ``part`` may stand for new memory like that of ``target``."""
+    if is_contiguous_on_host(part):
+        return _is_on_host(target)
+    if framework_of(part) != "kernbench" or framework_of(target) != "kernbench":
+        return False
+    return bool(part.device == target.device and part.is_contiguous())
+
+
+def _tied(params: Mapping[str, Any]) -> dict[str, str]:
+    """Each parameter's first name: itself, or the one before it that is the very same host memory."""
+    first: dict[Any, str] = {}
+    made = {}
+    for name, weight in params.items():
+        kind, shape = describe(weight)
+        key: Any = name
+        if kind.nbytes(shape) and _is_on_host(weight) and is_contiguous_on_host(weight):
+            key = to_bytes(weight).data.ctypes.data, kind, shape
+        made[name] = first.setdefault(key, name)
+    return made
+
+
+def _is_on_host(weight: Any) -> bool:
+    framework = framework_of(weight)
+    return framework == "numpy" or (weight.device.type == "cpu" if framework == "torch" else weight.is_cpu)
 
 
 def _like(weight: Any, name: str) -> Any:

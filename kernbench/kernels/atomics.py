@@ -1,8 +1,8 @@
-"""Atomic operations on one allocation's elements, lane after lane in the order of programs."""
+"""Atomic operations on one allocation's elements, with the results of lane after lane in the order of programs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -47,32 +47,10 @@ def apply_rmw(
     if kind != "exch" and not used:
         _FUNCTIONS[kind].at(memory, at, x)
         return np.zeros(len(at), carrier)
-    if len(np.unique(at)) == len(at):
-        old = memory[at]
-        memory[at] = x if kind == "exch" else _FUNCTIONS[kind](old, x)
-        return _carried(old, carrier)
-    if kind == "add":
-        return _counted(memory, at, x)
-    change: Callable[[Any, Any], Any] = (lambda old, new: new) if kind == "exch" else _FUNCTIONS[kind]
-    before = np.empty(len(at), memory.dtype)
-    for lane, place in enumerate(at.tolist()):
-        before[lane] = memory[place]
-        memory[place] = change(memory[place], x[lane])
-    return _carried(before, carrier)
-
-
-def _counted(memory: NDArray[Any], at: NDArray[np.int64], x: NDArray[Any]) -> NDArray[Any]:
-    """Integer addition with repeats: each lane finds the sum of those before it on the same element."""
-    order = np.argsort(at, kind="stable")
-    place, amount = at[order], x[order]
-    running = np.cumsum(amount, dtype=memory.dtype) - amount
-    first = np.ones(len(place), np.bool_)
-    first[1:] = place[1:] != place[:-1]
-    start = np.maximum.accumulate(np.where(first, np.arange(len(place)), 0))
-    before = np.empty_like(x)
-    before[order] = memory[place] + (running - running[start])
-    np.add.at(memory, at, x)
-    return before
+    turns = Turns(at)
+    if kind == "exch":
+        return _carried(turns.exchange(memory, x), carrier)
+    return _carried(turns.accumulate(memory, x, _FUNCTIONS[kind]), carrier)
 
 
 def apply_cas(
@@ -85,17 +63,70 @@ def apply_cas(
         raise KernelError(f"atomic_cas on {name} is not supported: use 16, 32 or 64 bits")
     bits = np.dtype(f"u{memory.dtype.itemsize}")
     raw, want = memory.view(bits), np.ascontiguousarray(expected).view(bits)
-    if len(at) == 1 or len(np.unique(at)) == len(at):
-        old = memory[at]
-        same = raw[at] == want
-        memory[at[same]] = new[same]
-        return _carried(old, carrier)
     before = np.empty(len(at), memory.dtype)
-    for lane, place in enumerate(at.tolist()):
-        before[lane] = memory[place]
-        if raw[place] == want[lane]:
-            memory[place] = new[lane]
+    for lanes in Turns(at).one_by_one():
+        place = at[lanes]
+        before[lanes] = memory[place]
+        same = raw[place] == want[lanes]
+        memory[place[same]] = new[lanes[same]]
     return _carried(before, carrier)
+
+
+_FIRST, _ONCE = np.zeros(1, np.intp), np.ones(1, np.intp)
+
+
+class Turns:
+    """Lanes that name the same elements, in the order in which they get their turn."""
+
+    ROUNDS = 32
+    """Turns that are taken for all elements together. Elements with more go on alone, all their turns at once."""
+
+    def __init__(self, at: NDArray[np.int64]) -> None:
+        self.at = at
+        if len(at) == 1:
+            self.order = self.starts = _FIRST
+            self.counts = _ONCE
+            return
+        self.order = np.argsort(at, kind="stable")
+        """Lanes by element, those of one element in their order."""
+        place = at[self.order]
+        first = np.ones(len(at), np.bool_)
+        first[1:] = place[1:] != place[:-1]
+        self.starts = np.flatnonzero(first)
+        self.counts = np.diff(self.starts, append=len(at))
+        """Where each element's lanes begin in ``order``, and how many there are."""
+
+    def one_by_one(self) -> Iterator[NDArray[np.intp]]:
+        """Lanes that may go together: the first of every element, the second, and so on."""
+        for turn in range(int(self.counts.max(initial=0))):
+            yield self.order[self.starts[self.counts > turn] + turn]
+
+    def exchange(self, memory: NDArray[Any], x: NDArray[Any]) -> NDArray[Any]:
+        """Every lane leaves its value and finds the one before."""
+        before = np.empty(len(self.at), memory.dtype)
+        before[self.order[1:]] = x[self.order[:-1]]
+        first = self.order[self.starts]
+        before[first] = memory[self.at[first]]
+        last = self.order[self.starts + self.counts - 1]
+        memory[self.at[last]] = x[last]
+        return before
+
+    def accumulate(self, memory: NDArray[Any], x: NDArray[Any], function: np.ufunc) -> NDArray[Any]:
+        """Every lane combines its value into the element, which is rounded each time, and finds what was there."""
+        before = np.empty(len(self.at), memory.dtype)
+        for turn, lanes in enumerate(self.one_by_one()):
+            if turn == self.ROUNDS:
+                break
+            place = self.at[lanes]
+            before[lanes] = memory[place]
+            memory[place] = function(before[lanes], x[lanes])
+        long = self.counts > self.ROUNDS
+        for start, count in zip(self.starts[long].tolist(), self.counts[long].tolist(), strict=True):
+            lanes = self.order[start + self.ROUNDS : start + count]
+            place = self.at[lanes[0]]
+            values = function.accumulate(np.append(memory[place : place + 1], x[lanes]), dtype=memory.dtype)
+            before[lanes], memory[place] = values[:-1], values[-1]
+        return before
 
 
 def _carried(x: NDArray[Any], carrier: np.dtype) -> NDArray[Any]:

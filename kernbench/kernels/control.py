@@ -20,15 +20,15 @@ from kernbench.kernels.plan import (
     Compiler,
     Frame,
     Plan,
-    Step,
+    Probe,
     element,
     emits,
     join,
-    run,
     shape_of,
     unsupported,
 )
 from kernbench.kernels.recorder import Deps, Index
+from kernbench.kernels.spin import Spin
 from kernbench.kernels.ttir import Block, Function, Loc, Op, Tensor, Value
 from kernbench.kernels.values import merge, take
 
@@ -117,26 +117,25 @@ def emit_if(c: Compiler, op: Op) -> None:
     captures = [c.captured([b]) for b in blocks]
     outlet = Outlet(c, op.results)
 
-    def branch(f: Frame, steps: list[list[Step]]) -> None:
+    def branch(f: Frame, with_values: bool) -> None:
         await_branch(f, join(f.d, condition_dep))
         taken = as_bools(f.v[condition])
         if isinstance(taken, bool):
             side = 0 if taken else 1
-            run(steps[side], f)
+            codes[side].run(f, with_values)
             outlet.put(f, *inlets[side].get(f))
             return
         parts: list[Part] = []
         frames = []
         for side, index in enumerate((np.flatnonzero(taken), np.flatnonzero(~taken))):
             frame = f.subset(index, *captures[side])
-            run(steps[side], frame)
+            codes[side].run(frame, with_values)
             frames.append(frame)
             parts.append((index, *inlets[side].get(frame)))
         rejoin(f, frames)
         outlet.put_parts(f, parts)
 
-    full, timing = [k.full for k in codes], [k.timing for k in codes]
-    c.both(lambda f: branch(f, full), lambda f: branch(f, timing))
+    c.both(lambda f: branch(f, True), lambda f: branch(f, False))
 
 
 def trip_count(lower: Any, upper: Any, step: Any) -> Any:
@@ -172,19 +171,20 @@ def emit_for(c: Compiler, op: Op) -> None:
     captures = c.captured([body])
     outlet = Outlet(c, op.results)
     _carry_origin(c, op.operands[3:], op.results)
-    fused = loopfuse.analyse(c, op, stages)
+    stepwise = Probe.stepwise is not None and Probe.stepwise(c, op)
+    fused = None if stepwise else loopfuse.analyse(c, op, stages)
     if fused is None and any(inner.name in ("tt.dot", "tt.dot_scaled") for inner in op.walk()):
         c.stepped_dots = True
 
-    def loop(f: Frame, steps: list[Step], with_values: bool) -> None:
+    def loop(f: Frame, with_values: bool) -> None:
         lower, upper, step = (f.v[s] for s in bounds)
         await_branch(f, join(f.d, bound_deps))
         trips = trip_count(lower, upper, step)
-        if fused is not None and fused.run(f, lower, step, trips, with_values, lambda g: loop_steps(g, steps)):
+        if fused is not None and fused.run(f, lower, step, trips, with_values, lambda g: loop_steps(g, with_values)):
             return
-        loop_steps(f, steps)
+        loop_steps(f, with_values)
 
-    def loop_steps(f: Frame, steps: list[Step]) -> None:
+    def loop_steps(f: Frame, with_values: bool) -> None:
         lower, upper, step = (f.v[s] for s in bounds)
         trips = trip_count(lower, upper, step)
         rows = join(f.d, bound_deps)
@@ -214,7 +214,7 @@ def emit_for(c: Compiler, op: Op) -> None:
                 frame.d[induction_dep] = rows
             arguments.put(frame, values, deps)
             _pipeline(frame, loads, history, stages)
-            run(steps, frame)
+            code.run(frame, with_values)
             if loads:
                 history.append([frame.loaded.get(load, ()) for load in loads])
             values, deps = yields.get(frame)
@@ -226,7 +226,7 @@ def emit_for(c: Compiler, op: Op) -> None:
         else:
             outlet.put_parts(f, parts)
 
-    c.both(lambda f: loop(f, code.full, True), lambda f: loop(f, code.timing, False))
+    c.both(lambda f: loop(f, True), lambda f: loop(f, False))
 
 
 def _advance(lower: Any, step: Any, t: int, dtype: Any) -> Any:
@@ -267,15 +267,19 @@ def emit_while(c: Compiler, op: Op) -> None:
     back = Inlet(c, after.ops[-1].operands if after.ops else ())
     captures = c.captured([before, after])
     outlet = Outlet(c, op.results)
+    spin = Spin.of(c, op)
 
-    def loop(f: Frame, test: list[Step], body: list[Step]) -> None:
+    def loop(f: Frame, with_values: bool) -> None:
         values, deps = start.get(f)
         frame, index = f, np.arange(f.count)
         frames = []
         parts: list[Part] = []
+        turns = None if spin is None or f.launch.crew is None else spin.begin(f)
         while True:
+            if turns is not None:
+                values, deps = turns.next(values, deps)
             first_args.put(frame, values, deps)
-            run(test, frame)
+            test_code.run(frame, with_values)
             await_branch(frame, join(frame.d, condition_dep))
             go = as_bools(frame.v[condition])
             values, deps = handed.get(frame)
@@ -289,7 +293,7 @@ def emit_while(c: Compiler, op: Op) -> None:
                 frames.append(frame)
                 index, values = index[rest], [take(v, rest) for v in values]
             second_args.put(frame, values, deps)
-            run(body, frame)
+            body_code.run(frame, with_values)
             values, deps = back.get(frame)
         rejoin(f, frames)
         if len(parts) == 1:
@@ -297,7 +301,7 @@ def emit_while(c: Compiler, op: Op) -> None:
         else:
             outlet.put_parts(f, parts)
 
-    c.both(lambda f: loop(f, test_code.full, body_code.full), lambda f: loop(f, test_code.timing, body_code.timing))
+    c.both(lambda f: loop(f, True), lambda f: loop(f, False))
 
 
 class Body:
@@ -328,7 +332,7 @@ class Body:
 
     def _from(self, at: int, f: Frame, index: Index, with_values: bool) -> list[Part]:
         while True:
-            run(self.code[at].full if with_values else self.code[at].timing, f)
+            self.code[at].run(f, with_values)
             end = self.end[at]
             if end[0] == "return":
                 return [(index, *end[1].get(f))]
@@ -356,8 +360,10 @@ def compile_function(
     num_stages: int,
     lines: list[Loc] | None = None,
     given: Sequence[bool] = (),
+    taped: bool = False,
 ) -> Plan:
-    """The plan of a function. ``given`` says which arguments are data, ``lines`` collects source lines.
+    """The plan of a function. ``given`` says which arguments are data, ``lines`` collects source lines, ``taped``
+    says that it is what is launched, so that launches alike may repeat it.
 
     Raises:
         KernelError: it uses an operation that KernBench does not run; nothing has run then.
@@ -365,6 +371,7 @@ def compile_function(
     arguments = zip(function.body.entry.args, given, strict=False)
     data = data_values(function, frozenset(v for v, is_data in arguments if is_data))
     c = Compiler(function, functions, num_stages, lines, data)
+    c.taped = taped
     for value in function.body.entry.args:
         c.slot(value)
     return c.finish(Body(c, function).run)
@@ -376,6 +383,7 @@ def emit_call(c: Compiler, op: Op) -> None:
     if callee is None:
         raise unsupported(op, f"a call of {op.attrs['callee']}, which the module does not define")
     plan = compile_function(callee, c.functions, c.num_stages, c.lines, [v in c.data for v in op.operands])
+    c.repeats = False
     c.largest_tile = max(c.largest_tile, plan.largest_tile)
     c.stepped_dots |= plan.stepped_dots
     given, outlet = Inlet(c, op.operands), Outlet(c, op.results)

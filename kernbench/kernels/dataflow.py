@@ -10,8 +10,8 @@ from collections.abc import Iterable
 
 from kernbench.kernels.ttir import Block, Function, Op, Scalar, Tensor, Type, Value
 
-READS = frozenset({"tt.load", "tt.atomic_rmw", "tt.atomic_cas", "tt.call"})
-"""Operations whose result comes from memory."""
+READS = frozenset({"tt.load", "tt.atomic_rmw", "tt.atomic_cas", "tt.call", "kb.wait", "kb.recv"})
+"""Operations whose result comes from memory or from another program."""
 VIEWS = frozenset({"tt.splat", "tt.broadcast", "tt.expand_dims", "tt.reshape", "tt.trans", "tt.bitcast", "tt.unsplat"})
 """Operations that only rename bytes: no engine runs and no new tile is made."""
 _IMMEDIATE = frozenset({"arith.constant", "tt.splat", "ub.poison"})

@@ -58,6 +58,19 @@ def describe(w: Window) -> list[Part]:
     return [(None, *parts[0][1:])] if len(parts) == 1 else parts
 
 
+def _distinct(rows: Ints) -> tuple[Ints, Ints]:
+    """The distinct rows of int64[P, n] in lexicographic order, and which of them each row is. ``np.unique`` does the
+    same, but compares element by element."""
+    keys = np.ascontiguousarray(rows.astype(np.int64).view(np.uint64) ^ np.uint64(1 << 63)).astype(">u8")
+    text, width = keys.tobytes(), keys.shape[1] * 8
+    words = [text[i * width : (i + 1) * width] for i in range(len(rows))]
+    number = {word: i for i, word in enumerate(sorted(set(words)))}
+    which = np.array([number[word] for word in words], np.int64)
+    first = np.empty(len(number), np.intp)
+    first[which[::-1]] = np.arange(len(rows))[::-1]
+    return rows[first], which
+
+
 def _within(index: Index, parts: list[Part]) -> list[Part]:
     """Parts of a selection of programs as parts of all."""
     return [(index if members is None else index[members], layout, columns) for members, layout, columns in parts]
@@ -92,10 +105,10 @@ def _straight(w: Window) -> tuple[list[Part], Bools]:
         if w.dims[d] > 1:
             strides[:, d] = term[:, 1] - term[:, 0]
     w = replace(w, base=base)
-    distinct, which = np.unique(strides, axis=0, return_inverse=True)
+    distinct, which = _distinct(strides)
     parts: list[Part] = []
     for i, row in enumerate(distinct):
-        members = np.flatnonzero(np.ravel(which) == i)
+        members = np.flatnonzero(which == i)
         parts += _within(members, _strided(replace(w.select(members), terms=tuple(row.tolist()))))
     return parts, np.zeros(w.programs, np.bool_)
 
@@ -132,10 +145,10 @@ def _strided_in_loop(w: Window) -> list[Part]:
     never = np.minimum(w.hi, final) >= w.dims
     moves = np.where(never | nothing[:, None], 0, np.array(w.hi_step))
     hi = np.where(nothing[:, None], 0, np.where(never | (moves == 0), np.minimum(w.hi, w.dims), w.hi))
-    distinct, which = np.unique(moves, axis=0, return_inverse=True)
+    distinct, which = _distinct(moves)
     parts: list[Part] = []
     for i, row in enumerate(distinct):
-        index = np.flatnonzero(np.ravel(which) == i)
+        index = np.flatnonzero(which == i)
         some = replace(w.select(index), hi=hi[index], hi_step=None)
         if not row.any():
             parts += _within(index, _strided(some))
@@ -204,11 +217,11 @@ class _Pieces:
         assert not isinstance(term, int)
         whole = (w.lo[:, axis] <= 0) & (w.hi[:, axis] >= n)
         patterns = np.column_stack([np.broadcast_to(term, (w.programs, n)), whole])
-        distinct, which = np.unique(patterns, axis=0, return_inverse=True)
+        distinct, which = _distinct(patterns)
         failed = np.zeros(w.programs, np.bool_)
         parts: list[Part] = []
         for i, row in enumerate(distinct):
-            members = np.flatnonzero(np.ravel(which) == i)
+            members = np.flatnonzero(which == i)
             # Bytes that several indices name are moved once, unless the mask tells those indices apart.
             offsets = np.unique(row[:-1]) if row[-1] else row[:-1]
             cuts = _cuts(offsets)

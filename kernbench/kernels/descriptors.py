@@ -30,6 +30,8 @@ from kernbench.kernels.ttir import (
     Value,
 )
 
+MARK = "kernbench.descriptor"
+"""An operation without effect: its operands are a descriptor's base and strides."""
 _I1, _I32, _I64 = Scalar("i1"), Scalar("i32"), Scalar("i64")
 _PAD_NAN = 2
 _REDUCE = {"add": "add", "min": "min", "max": "max", "and": "and", "or": "or", "xor": "xor"}
@@ -149,6 +151,8 @@ class _Lowering:
                 block, values[i], tuple(map(self._wide, shape)), tuple(map(self._wide, strides)), (), self._padding(0)
             )
             self.views[value] = self._with_lines(view)
+            users = (op.loc for op in self.function.walk() if value in op.operands)
+            self._checked(view, next(users, self.function.loc))
         self.function.args, entry.args = tuple(args), tuple(values)
 
     def _expand_args(self, args: Sequence[Value]) -> tuple[Value, ...]:
@@ -239,6 +243,12 @@ class _Lowering:
             self._padding(int(op.attrs.get("padding", 1)) == _PAD_NAN),
         )
         self.views[op.results[0]] = self._with_lines(view)
+        if isinstance(kind, TensorDesc):
+            self._checked(view, op.loc)
+
+    def _checked(self, view: _View, loc: Loc) -> None:
+        """Leave a mark where a descriptor begins to exist, for the checks of its alignment."""
+        self.ops.append(Op(MARK, (), (view.base, *view.strides), {}, loc=loc))
 
     def _with_lines(self, view: _View) -> _View:
         shape = view.block.shape

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from kernbench.kernels.team import Team
 from kernbench.memory import AddressSpace, Allocation
 from kernbench.sim_engine.oplog import KernelRecord
 
@@ -69,6 +70,9 @@ class Device(Protocol):
     """False: timing only; floating-point work that decides nothing is skipped."""
     stream: int
     """The current stream: scratch memory that a built-in kernel takes and returns belongs to it."""
+    team: Team
+    """The devices that its kernels can reach, and its number among them."""
+    member: int
 
     def touch(self, allocations: list[Allocation]) -> None:
         """Called before a kernel runs with the allocations its pointer arguments name; raises if one is in flight."""

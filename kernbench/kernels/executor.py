@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kernbench.kernels import (  # noqa: F401  emitters
+    comm,
     control,
+    dumps,
     ops_asm,
+    ops_comm,
     ops_float,
     ops_int,
     ops_map,
@@ -22,15 +26,20 @@ from kernbench.kernels import (  # noqa: F401  emitters
     sanitize,
     workers,
 )
+from kernbench.kernels.crew import Crew
 from kernbench.kernels.plan import Frame, Launch, Plan
-from kernbench.kernels.recorder import Recorder
+from kernbench.kernels.program_recorder import ProgramRecorder, add_crossings
+from kernbench.kernels.recorder import Recorder, Silent
+from kernbench.kernels.sanitize import alignment  # noqa: F401  an emitter
 from kernbench.kernels.slices import synchronises, written_args
+from kernbench.kernels.tape import Reader, Tapes
+from kernbench.kernels.team import TeamSpace, complete, deadlock, run_together
 from kernbench.kernels.ttir import Module, Pointer, Scalar
 from kernbench.memory import AddressSpace
 from kernbench.sim_engine.oplog import KernelRecord
 
 if TYPE_CHECKING:
-    from kernbench.kernels.device import Target
+    from kernbench.kernels.device import Device, Target
     from kernbench.kernels.kernel import Kernel
 
 CHUNK_ELEMENTS = 1 << 17
@@ -50,16 +59,29 @@ class Prepared:
     def __init__(self, module: Module, num_stages: int, checks: sanitize.Checks | None = None) -> None:
         function = module.kernel
         if checks is None:
-            self.plan: Plan = control.compile_function(function, module.functions, num_stages)
+            with dumps.probing():
+                self.plan: Plan = control.compile_function(function, module.functions, num_stages, taped=True)
         else:
             from kernbench.kernels.sanitize.probes import probing
 
-            with probing(checks):
+            with probing(checks), dumps.probing():
                 self.plan = control.compile_function(function, module.functions, num_stages)
-        self.serial = synchronises(module.functions.values())
+        self.communicates = comm.communicates(module.functions.values())
+        self.serial = self.communicates or synchronises(module.functions.values())
+        """Whether programs take turns."""
         self.functions = module.functions
+        self.multiplies = any(op.name in ("tt.dot", "tt.dot_scaled") for op in function.walk())
         self.written = written_args(function)
         self.args = function.args
+        decides = frozenset(self.plan.deciding)
+        self.deciding = [
+            i
+            for i, (arg, slot) in enumerate(zip(self.args, self.plan.args, strict=True))
+            if slot in decides or isinstance(arg.type, Pointer)
+        ]
+        """Arguments that launches alike share."""
+        plain = checks is None and dumps.current() is None
+        self.tapes = Tapes() if self.plan.repeats and not self.serial and plain else None
 
     def chunk(self, enable_data: bool) -> int:
         """Programs to run together, where none waits for another."""
@@ -79,7 +101,8 @@ def check(module: Module, num_stages: int = 1) -> None:
 
 def prepare(module: Module, num_stages: int, checks: sanitize.Checks | None = None) -> Prepared:
     """The compiled form of a module, kept as long as the module lives."""
-    kept = _plans.setdefault(module, {})
+    dumping = dumps.current()
+    kept = (_plans if dumping is None else dumping.plans).setdefault(module, {})
     key = (num_stages, checks)
     if key not in kept:
         kept[key] = Prepared(module, num_stages, checks)
@@ -94,6 +117,7 @@ def execute(
     target: Target | None = None,
     enable_data: bool = True,
     chunk: int | None = None,
+    device: Device | None = None,
 ) -> KernelRecord:
     """Run every program of a grid.
 
@@ -106,6 +130,7 @@ def execute(
         enable_data: False computes only what addresses, masks and control flow depend on. The record is the same.
         chunk: programs to run together, for tests; the record and (but for the last bits of sums) the values are the
             same for any.
+        device: whose team the programs may wait for, and with ``kernbench.language`` reach; None for nobody's.
 
     Raises:
         KernelError: the kernel uses an operation that KernBench does not run. Nothing has run then.
@@ -123,15 +148,36 @@ def execute(
         if owner is not None:
             written.add(owner.base)
     launch = Launch(kernel.name, space, recorder, grid, kernel.num_stages, frozenset(written))
-    order = np.arange(grid[0] * grid[1] * grid[2], dtype=np.int64)
+    if device is not None:
+        launch.help = lambda crew: device.team.carry_out(device.member, crew)
+    if prepared.communicates and device is not None:
+        launch.party = device.team.join(device, grid)
+        launch.space = cast("AddressSpace", TeamSpace(launch.party))
     together = 1 if prepared.serial else chunk or prepared.chunk(enable_data)
+    if prepared.tapes is not None:
+        numbers = tuple(values[i] for i in prepared.deciding)
+        tape = prepared.tapes.find((grid, enable_data, together), numbers, space)
+        if isinstance(tape, Reader):
+            launch.known, launch.recorder = tape, Silent()
+            _run_again(prepared, launch, tape, values, enable_data)
+            return KernelRecord(kernel.name, grid, tape.tape.blocks, list(prepared.plan.lines))
+        launch.tape = tape
+    order = np.arange(grid[0] * grid[1] * grid[2], dtype=np.int64)
     if checks is None:
         _run(prepared, launch, values, order, together, enable_data)
     else:
         from kernbench.kernels.sanitize.watch import checked
 
         checked(checks, prepared, launch, order, together, enable_data, values, _run)
-    return KernelRecord(kernel.name, grid, recorder.blocks(), list(prepared.plan.lines))
+    blocks = recorder.blocks()
+    if launch.crossings:
+        add_crossings(blocks, launch.crossings)
+    if launch.tape is not None and prepared.tapes is not None:
+        prepared.tapes.add(launch.tape, blocks)
+    record = KernelRecord(kernel.name, grid, blocks, list(prepared.plan.lines))
+    if launch.party is not None:
+        complete(record, launch.party)
+    return record
 
 
 def _run(
@@ -142,7 +188,10 @@ def _run(
     together: int,
     enable_data: bool,
 ) -> None:
-    """Run programs by their numbers in the grid, ``together`` at a time."""
+    """Run programs by their numbers in the grid, ``together`` at a time, or in turns where they may wait for each
+    other."""
+    if prepared.serial:
+        return _run_in_turns(prepared, launch, values, order, enable_data)
     plan, recorder = prepared.plan, launch.recorder
     with np.errstate(all="ignore"), workers.single_threaded_blas():
         for first in range(0, len(order), together):
@@ -152,8 +201,62 @@ def _run(
             for slot, value in zip(plan.args, values, strict=True):
                 v[slot] = value
             frame = Frame(launch, recorder, v, [()] * plan.dep_slots, len(programs), _pids(programs, launch.grid))
+            if launch.tape is not None:
+                launch.tape.begin(frame.count, frame.pids)
             plan.run(frame, enable_data)
             recorder.finish(programs)
+
+
+def _run_in_turns(
+    prepared: Prepared, launch: Launch, values: Sequence[Any], order: NDArray[np.int64], enable_data: bool
+) -> None:
+    """Run programs that may wait for each other, and for those of other ranks.
+
+    Raises:
+        KernelFault: some wait for what nobody will do; the message names them.
+    """
+    plan, party = prepared.plan, launch.party
+    head = (-1, -1) if party is None else (party.sip, party.number)
+    kept: dict[int, ProgramRecorder] = {}
+
+    def program(number: int) -> None:
+        recorder = ProgramRecorder(launch.recorder, (*head, number))
+        if party is not None:
+            kept[number] = recorder
+        v: list[Any] = [None] * plan.slots
+        for slot, value in zip(plan.args, values, strict=True):
+            v[slot] = value
+        one = np.array([number], np.int64)
+        frame = Frame(launch, recorder, v, [()] * plan.dep_slots, 1, _pids(one, launch.grid))
+        with np.errstate(all="ignore"):
+            plan.run(frame, enable_data)
+        recorder.finish(one)
+        if launch.watch is not None:
+            launch.watch.ended(number)
+
+    crew = launch.crew = Crew(launch.name, order.tolist(), program, prepared.multiplies)
+    if party is None:
+        run_together([crew])
+    if not crew.done:
+        if launch.help is None:
+            raise deadlock(crew)
+        launch.help(crew)
+    if crew.error is not None:
+        raise crew.error
+    if party is not None:
+        launch.crossings = kept
+
+
+def _run_again(prepared: Prepared, launch: Launch, tape: Reader, values: Sequence[Any], enable_data: bool) -> None:
+    """Run what a tape leaves to do."""
+    plan = prepared.plan
+    with np.errstate(all="ignore"), workers.single_threaded_blas() if prepared.multiplies else nullcontext():
+        for chunk in tape.chunks():
+            v: list[Any] = [None] * plan.slots
+            for slot, value in zip(plan.args, values, strict=True):
+                v[slot] = value
+            frame = Frame(launch, launch.recorder, v, [()] * plan.dep_slots, chunk.count, chunk.pids)
+            plan.run(frame, enable_data)
 
 
 def _argument(kind: Any, x: int | float | bool) -> Any:

@@ -14,7 +14,7 @@ import sys
 from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any
-from weakref import WeakKeyDictionary, ref
+from weakref import WeakKeyDictionary, WeakSet, ref
 
 import numpy as np
 
@@ -36,6 +36,19 @@ class HostArray:
     def data_ptr(self) -> int:
         """Address in the host's memory, which decides the alignment that Triton assumes."""
         return self.array.__array_interface__["data"][0]
+
+    # What an autotuner asks for to put memory back between configurations.
+
+    def clone(self) -> HostArray:
+        return HostArray(self.array.copy())
+
+    def copy_(self, source: HostArray) -> HostArray:
+        self.array[...] = source.array
+        return self
+
+    def zero_(self) -> HostArray:
+        self.array[...] = 0
+        return self
 
 
 class _Bytes:
@@ -102,6 +115,41 @@ class Mirrors:
 
 
 _mirrors: WeakKeyDictionary[AddressSpace, Mirrors] = WeakKeyDictionary()
+_exposed: WeakSet[Any] = WeakSet()
+
+
+def expose(tensor: Any) -> None:
+    """Say that the program has asked for the address of a torch tensor: it may reach a kernel without the tensor, from
+    an object that is none, as a number, or in a table of addresses."""
+    _exposed.add(_memory(tensor, "data_ptr()")[0])
+
+
+def _mirrors_of(device: Device) -> Mirrors:
+    mirrors = _mirrors.get(device.space)
+    if mirrors is None:
+        mirrors = _mirrors[device.space] = Mirrors(device.space)
+        holder = ref(device)
+        device.space.alias = lambda address: None if (alive := holder()) is None else device_address(address, alive)
+    return mirrors
+
+
+def device_address(address: int, device: Device) -> int | None:
+    """The simulated address of a byte of host memory that kernels have named, or that :func:`expose` was told of; None
+    where it is neither's."""
+    mirrors = _mirrors_of(device)
+    mirror = mirrors.find(address)
+    if mirror is None:
+        for storage in list(_exposed):
+            start, nbytes = storage.data_ptr(), storage.nbytes()
+            if start <= address < start + max(nbytes, 1):
+                mirrors.cover(storage, start, nbytes, "tensor", device)
+                mirror = mirrors.find(address)
+                break
+        else:
+            return None
+    assert mirror is not None
+    mirror.allocation.wrote()  # the host may have written since the last launch, unseen
+    return mirror.allocation.base + address - mirror.start
 
 
 def is_foreign(arg: Any) -> bool:
@@ -130,9 +178,7 @@ def place(args: Sequence[Any], names: Sequence[str], written: Sequence[int], dev
             f"kernel '{kernel}': without values (enable_data=False) a torch tensor or numpy array could not tell that "
             "its contents were skipped: use ctx tensors (ctx.zeros, copy_), or enable_data=True"
         )
-    mirrors = _mirrors.get(device.space)
-    if mirrors is None:
-        mirrors = _mirrors[device.space] = Mirrors(device.space)
+    mirrors = _mirrors_of(device)
     placed, where = list(args), {}
     for i in foreign:
         what = f"kernel '{kernel}', argument '{names[i]}'"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from kernbench.kernels import descriptors, ttir
+from kernbench.kernels import comm, descriptors, ttir
 
 if TYPE_CHECKING:
     from kernbench.kernels.tcm import TcmNeed
@@ -32,12 +32,21 @@ class Kernel:
     @cached_property
     def module(self) -> ttir.Module:
         """The parsed text, descriptors and block pointers rewritten into blocks of pointers."""
-        return descriptors.lower(ttir.parse(self.text))
+        module = ttir.parse(self.text)
+        function = module.kernel
+        if len(self.names) == len(function.args):
+            function.args = tuple(replace(arg, name=name) for arg, name in zip(function.args, self.names, strict=True))
+        return comm.lower(descriptors.lower(module))
 
     @cached_property
     def function(self) -> ttir.Function:
         """The function a launch enters."""
         return self.module.kernel
+
+    @cached_property
+    def blocks(self) -> bool:
+        """Whether programs wait for each other in simulated time, so that all have to run at once."""
+        return comm.blocks(self.module.functions.values())
 
     @cached_property
     def arg_names(self) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -45,17 +46,38 @@ def launch(kernel: Kernel, grid: Grid, args: Sequence[Any]) -> None:
     target = device.target
     in_flight = programs_in_flight(kernel.name, kernel.tcm, target.tcm_capacity, target.programs_in_flight)
     device.touch(touched)
-    record = execute(kernel, sizes, values, device.space, target, device.enable_data)
+    check_co_resident(kernel, sizes, target.pes)
+    record = execute(kernel, sizes, values, device.space, target, device.enable_data, device=device)
     record.tcm_bytes = kernel.tcm.nbytes
     record.programs_in_flight = in_flight
     device.submit(record)
 
 
+def check_co_resident(kernel: Kernel, grid: tuple[int, int, int], pes: int) -> None:
+    """Programs that wait for each other have to run at the same time. A PE runs its programs in order and one that
+    waits holds the queues of its PE, so there may be one program for each PE: launch as many and let each do more.
+
+    Raises:
+        LaunchError: there are more programs than PEs.
+    """
+    programs = grid[0] * grid[1] * grid[2]
+    if programs > pes and kernel.blocks:
+        raise LaunchError(
+            f"kernel '{kernel.name}' waits for other programs, so all of them have to run at once, one on each PE: the "
+            f"grid has {programs} programs and the device {pes} PEs. Launch at most {pes} and let each loop over its "
+            "share of the work"
+        )
+
+
 def _sizes(kernel: Kernel, grid: Grid) -> tuple[int, int, int]:
     given = tuple(grid(kernel.constexprs) if callable(grid) else grid)
-    if not 1 <= len(given) <= 3 or any(not isinstance(n, int | np.integer) or n < 0 for n in given):
+    try:
+        sizes = [operator.index(n) for n in given]  # a tensor of one integer is a size too
+    except (TypeError, ValueError):
+        sizes = []
+    if not 1 <= len(sizes) <= 3 or min(sizes) < 0:
         raise LaunchError(f"kernel '{kernel.name}': the grid must be 1 to 3 sizes of at least 0, got {given!r}")
-    x, y, z = (*(int(n) for n in given), 1, 1)[:3]
+    x, y, z = (*sizes, 1, 1)[:3]
     return x, y, z
 
 
@@ -85,6 +107,10 @@ def _resolve(
             )
         if kernel.is_pointer(param):
             found = device.space.find(int(arg))
+            if found is None and device.enable_data:
+                moved = foreign.device_address(int(arg), device)
+                if moved is not None:
+                    arg, found = moved, device.space.find(moved)
             if found is None:
                 raise LaunchError(
                     f"kernel '{kernel.name}', argument '{name}': address {int(arg):#x} is in no tensor of "

@@ -1,7 +1,6 @@
 """CUDA's libdevice by symbol: what ``tl.extra.libdevice`` calls become in TTIR, on numpy.
 
-Roundings other than to nearest (``_rd _ru _rz`` of arithmetic) and Bessel functions but ``i0`` are not here: a kernel
-that uses one is refused, with the symbol's name.
+Bessel functions but ``i0`` are not here: a kernel that uses one is refused, with the symbol's name.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from kernbench.kernels import directed
 from kernbench.kernels.special import erf, erfc, erfcx, round_half_away, rsqrt
 
 
@@ -78,8 +78,48 @@ def _high(x: Any, y: Any) -> Any:
     return (np.asarray(x, np.int64) * np.asarray(y, np.int64)) >> 32
 
 
+def _high_64(x: Any, y: Any) -> Any:
+    """The upper 64 bits of the product of two words, unsigned."""
+    x, y = _unsigned(x), _unsigned(y)
+    low, half = np.uint64(2**32 - 1), np.uint64(32)
+    a, b, c, d = x >> half, x & low, y >> half, y & low
+    middle = a * d + ((b * d) >> half)
+    return a * c + (middle >> half) + (((middle & low) + b * c) >> half)
+
+
+def _signed_high_64(x: Any, y: Any) -> Any:
+    x, y = np.asarray(x), np.asarray(y)
+    return _high_64(x, y).view(np.int64) - np.where(x < 0, y, 0) - np.where(y < 0, x, 0)
+
+
 def _low_24(x: Any) -> Any:
     return (np.asarray(x, np.int64) << 40) >> 40
+
+
+def _low_24_unsigned(x: Any) -> Any:
+    return np.asarray(x, np.int64) & 0xFFFFFF
+
+
+def _permuted_bytes(x: Any, y: Any, selector: Any) -> Any:
+    """Four bytes, each chosen out of the eight of (y, x) by a nibble; its top bit asks for the sign instead."""
+    both = _unsigned(x).astype(np.uint64) | (_unsigned(y).astype(np.uint64) << np.uint64(32))
+    chosen, out = _unsigned(selector).astype(np.uint64), np.uint64(0)
+    for i in range(4):
+        nibble = (chosen >> np.uint64(4 * i)) & np.uint64(15)
+        byte = (both >> ((nibble & np.uint64(7)) * np.uint64(8))) & np.uint64(255)
+        byte = np.where(nibble >= 8, (byte >> np.uint64(7)) * np.uint64(255), byte)
+        out = out | (byte << np.uint64(8 * i))
+    return out.astype(np.uint32).view(np.int32)
+
+
+def _words(x: Any) -> Any:
+    """The 32-bit words of float64, [..., 2], the low one first."""
+    x = np.asarray(x, np.float64)
+    return np.ascontiguousarray(x).reshape(-1).view(np.int32).reshape(*x.shape, 2)
+
+
+def _of_words(high: Any, low: Any) -> Any:
+    return np.stack(np.broadcast_arrays(low, high), -1).astype(np.int32).view(np.float64)[..., 0]
 
 
 def _to_int(rounding: Callable[[Any], Any], kind: str) -> Callable[[Any], Any]:
@@ -111,7 +151,7 @@ _BY_NAME: dict[str, Callable[..., Any]] = {
     "erfcx": erfcx, "erfinv": _erfinv, "exp": np.exp, "exp2": np.exp2,
     "exp10": lambda x: np.power(x.dtype.type(10), x), "expm1": np.expm1,
     "fdim": lambda x, y: np.where(np.isnan(x) | np.isnan(y), np.nan, np.maximum(x - y, 0)), "floor": np.floor,
-    "fmod": np.fmod, "fma": lambda x, y, z: x * y + z, "fmax": np.fmax, "fmin": np.fmin, "hypot": np.hypot,
+    "fmod": np.fmod, "fma": directed.fma, "fmax": np.fmax, "fmin": np.fmin, "hypot": np.hypot,
     "ilogb": _exponent, "isinfd": np.isinf, "isnand": np.isnan, "isinf": np.isinf, "isnan": np.isnan,
     "finite": np.isfinite, "isfinited": np.isfinite, "ldexp": np.ldexp, "lgamma": _each(math.lgamma, math.inf),
     "llabs": np.abs, "llrint": np.rint, "llround": round_half_away, "log": np.log, "log10": np.log10,
@@ -129,14 +169,21 @@ _BY_NAME: dict[str, Callable[..., Any]] = {
     "fast_tan": np.tan, "fast_pow": np.power, "fast_div": np.divide, "fast_divide": np.divide,
     "fast_fdivide": np.divide, "saturate": lambda x: np.clip(x, 0, 1),
     "add_rn": np.add, "mul_rn": np.multiply, "sub_rn": np.subtract, "div_rn": np.divide, "sqrt_rn": np.sqrt,
-    "rcp_rn": np.reciprocal, "rsqrt_rn": rsqrt, "fma_rn": lambda x, y, z: x * y + z,
+    "rcp_rn": np.reciprocal, "rsqrt_rn": rsqrt, "fma_rn": directed.fma,
     "popc": lambda x: np.bitwise_count(_unsigned(x)), "popcll": lambda x: np.bitwise_count(_unsigned(x)),
     "clz": _leading_zeros, "clzll": _leading_zeros, "ffs": _lowest_set, "ffsll": _lowest_set,
     "brev": _reversed_bits, "brevll": _reversed_bits, "mulhi": _high,
-    "umulhi": lambda x, y: _high(_unsigned(x), _unsigned(y)), "mul24": lambda x, y: _low_24(x) * _low_24(y),
+    "umulhi": lambda x, y: _high(_unsigned(x), _unsigned(y)), "mul64hi": _signed_high_64, "umul64hi": _high_64,
+    "umul24": lambda x, y: _low_24_unsigned(x) * _low_24_unsigned(y), "byte_perm": _permuted_bytes,
+    "mul24": lambda x, y: _low_24(x) * _low_24(y),
     "sad": lambda x, y, z: np.abs(np.asarray(x, np.int64) - y) + z,
     "hadd": lambda x, y: (np.asarray(x, np.int64) + y) >> 1,
     "rhadd": lambda x, y: (np.asarray(x, np.int64) + y + 1) >> 1,
+    "usad": lambda x, y, z: np.abs(np.asarray(_unsigned(x), np.int64) - _unsigned(y)) + z,
+    "uhadd": lambda x, y: (np.asarray(_unsigned(x), np.int64) + _unsigned(y)) >> 1,
+    "urhadd": lambda x, y: (np.asarray(_unsigned(x), np.int64) + _unsigned(y) + 1) >> 1,
+    "double2hiint": lambda x: _words(x)[..., 1], "double2loint": lambda x: _words(x)[..., 0],
+    "hiloint2double": _of_words, "rcp64h": lambda x: _of_words(_words(1 / x)[..., 1], 0),
     "float_as_int": lambda x: np.asarray(x).view(np.int32), "float_as_uint": lambda x: np.asarray(x).view(np.int32),
     "int_as_float": lambda x: np.asarray(x).view(np.float32), "uint_as_float": lambda x: np.asarray(x).view(np.float32),
     "double_as_longlong": lambda x: np.asarray(x).view(np.int64),
@@ -151,9 +198,22 @@ for _name, _kind in _INTEGERS.items():
     for _target in ("float", "double"):
         _BY_NAME[f"{_name}2{_target}_rn"] = _unsigned if _name.startswith("u") else (lambda x: x)
 
+for _suffix in ("rd", "ru", "rz"):
+    _BY_NAME[f"double2float_{_suffix}"] = directed.converted(_suffix, np.float32)
+    for _target, _dtype in (("float", np.float32), ("double", np.float64)):
+        _convert = directed.converted(_suffix, _dtype)
+        for _name in _INTEGERS:
+            _unsigned_source = _name.startswith("u")
+            _BY_NAME[f"{_name}2{_target}_{_suffix}"] = (
+                (lambda x, convert=_convert: convert(_unsigned(x))) if _unsigned_source else _convert
+            )
+for _name in ("add", "sub", "mul", "div", "rcp", "sqrt", "fma"):
+    for _suffix in ("rd", "ru", "rz"):
+        _BY_NAME[f"{_name}_{_suffix}"] = directed.arithmetic(_name, _suffix)
+
 LIBDEVICE: dict[str, Callable[..., Any]] = {
     f"__nv_{prefix}{name}{suffix}": fn
     for name, fn in _BY_NAME.items()
     for prefix, suffix in (("", ""), ("", "f"), ("f", ""), ("d", ""))
-} | {"__nv_fmaf_rn": _BY_NAME["fma_rn"]}
+} | {f"__nv_fmaf_{_suffix}": _BY_NAME[f"fma_{_suffix}"] for _suffix in _ROUNDINGS}
 """libdevice's symbols, for double and single precision, that KernBench knows."""

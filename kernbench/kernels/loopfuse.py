@@ -24,6 +24,7 @@ from kernbench.kernels.ops_reduce import gemm_row
 from kernbench.kernels.panels import Tile
 from kernbench.kernels.plan import CARRIER, Code, Compiler, Frame, Step, element, join, record_dtype, run, shape_of
 from kernbench.kernels.recorder import Deps, RowKind
+from kernbench.kernels.tape import Tape
 from kernbench.kernels.ttir import Op, Pointer, Tensor, Value
 from kernbench.kernels.values import AxisSum, Unfusable, merge
 from kernbench.kernels.window import Owners, Window
@@ -123,18 +124,25 @@ class FusedLoop:
         """Execute the loop in the programs of a frame. False: nothing happened, it has to run step by step."""
         if not isinstance(step, int) or not np.any(trips):
             return False
+        if f.launch.known is not None:
+            self._again(f, with_values)
+            return True
         try:
             if not np.all(trips):
                 raise Unfusable(np.asarray(trips) > 0)  # a loop that runs no time leaves no row
             seen = self._symbolic(f, lower, step, trips)
         except Unfusable as no:
+            f.launch.tape = None  # which programs go which way is worked out anew
             if no.ok is None or not no.ok.any():
                 return False
             self._apart(f, no.ok, lower, step, trips, with_values, fallback)
             return True
         counts = np.broadcast_to(np.asarray(trips, np.int64), (f.count,))
         self._record(f, seen, counts)
-        self._finish(f, seen, counts, with_values)
+        self._leave(f, counts)
+        if f.launch.tape is not None:
+            self._keep(f, f.launch.tape, seen, counts)
+        self._multiply(f, seen, counts, with_values)
         return True
 
     def _apart(
@@ -209,7 +217,8 @@ class FusedLoop:
         for i, total in enumerate(self.sums):
             f.d[total.after_dep] = last.get(i, f.d[total.start_dep])
 
-    def _finish(self, f: Frame, seen: list[_Seen], counts: NDArray[np.int64], with_values: bool) -> None:
+    def _leave(self, f: Frame, counts: NDArray[np.int64]) -> None:
+        """Set what the carried pointers and integers are after the loop."""
         same = int(counts[0]) if (counts == counts[0]).all() else None
         for m in self.carried:
             x = f.v[m.inside]
@@ -219,6 +228,27 @@ class FusedLoop:
                 x = AxisSum(x.shape, base, x.terms, x.lo - abs(_most(x.step)), x.hi + abs(_most(x.step)))
                 x = _plain(x, m.scalar)
             f.v[m.after] = x
+
+    def _keep(self, f: Frame, tape: Tape, seen: list[_Seen], counts: NDArray[np.int64]) -> None:
+        """Write down what a launch like this one needs to multiply."""
+        others = [None if load.other < 0 else f.v[load.other] for load in self.loads]
+        tape.keep((counts, others, [f.v[m.after] for m in self.carried]), [])
+        for s in seen:
+            tape.keep(s.window, s.allocations)
+
+    def _again(self, f: Frame, with_values: bool) -> None:
+        """What a launch like this one wrote down."""
+        assert f.launch.known is not None
+        (counts, others, after), _ = f.launch.known.next()
+        for load, other in zip(self.loads, others, strict=True):
+            if load.other >= 0:
+                f.v[load.other] = other
+        for m, value in zip(self.carried, after, strict=True):
+            f.v[m.after] = value
+        accesses = [f.launch.known.next() for _ in self.loads]
+        self._multiply(f, [_Seen(w, [], allocations) for w, allocations in accesses], counts, with_values)
+
+    def _multiply(self, f: Frame, seen: list[_Seen], counts: NDArray[np.int64], with_values: bool) -> None:
         if not with_values and not any(s.needed for s in self.sums):
             for s in self.sums:
                 f.v[s.after] = None

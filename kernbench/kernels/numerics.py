@@ -111,7 +111,7 @@ class Tiles:
         mask: bool[P or 1, ...] with axes of n or 1, or None.
     """
 
-    __slots__ = ("base", "contiguous", "dims", "hi", "lo", "mask", "offsets")
+    __slots__ = ("_where", "base", "contiguous", "dims", "hi", "lo", "mask", "offsets")
 
     def __init__(
         self,
@@ -125,6 +125,7 @@ class Tiles:
     ) -> None:
         self.dims, self.base, self.offsets, self.contiguous = dims, base, offsets, contiguous
         self.lo, self.hi, self.mask = lo, hi, mask
+        self._where: tuple[tuple[Any, ...], list[Any]] | None = None
 
     def load(self, memory: NDArray[np.uint8], name: str, storage: np.dtype, out: NDArray[Any]) -> None:
         """Fill ``out`` [P, *dims] (contiguous, in the carrier of ``name``) where the tiles have elements."""
@@ -135,10 +136,12 @@ class Tiles:
 
     def store(self, memory: NDArray[np.uint8], name: str, storage: np.dtype, values: NDArray[Any]) -> None:
         """Write ``values`` [P or 1, ...], broadcast over the tiles, in the order of programs and then of elements."""
-        programs = len(self.base)
-        values = np.broadcast_to(values, (programs, *self.dims))
+        for have, want in zip(values.shape, (len(self.base), *self.dims), strict=True):
+            if have != want and have != 1:
+                raise ValueError(f"values {values.shape} do not fit {len(self.base)} tiles of {self.dims}")
         if not self._move(1, memory, name, storage, values):
             address, where = self.addresses()
+            values = np.broadcast_to(values, where.shape)
             with np.errstate(over="ignore", invalid="ignore"):
                 lanes = np.ascontiguousarray(values[where].astype(storage))
             memory[address[where][:, None] + np.arange(storage.itemsize)] = lanes.view(np.uint8).reshape(
@@ -146,51 +149,37 @@ class Tiles:
             )
 
     def _move(self, store: int, memory: NDArray[np.uint8], name: str, storage: np.dtype, values: NDArray[Any]) -> bool:
+        """``values`` has the axes of the tiles, of their length or 1."""
         core = _core()
         if core is None or (name in NARROW and not NARROW[name][0]):
             return False
         kind = NARROW[name][0] if name in NARROW else _COPY[storage.itemsize]
+        if self._where is None:
+            self._where = self._arguments()
+        itemsize = values.dtype.itemsize
+        strides = [0 if n == 1 else s // itemsize for n, s in zip(values.shape, values.strides, strict=True)]
+        at = (ctypes.c_int64 * len(strides))(*strides)
+        return core.kb_tiles(store, kind, memory.ctypes.data, values.ctypes.data, *self._where[0], at) == 0
+
+    def _arguments(self) -> tuple[tuple[Any, ...], list[Any]]:
+        """What the core is told of the tiles, and the arrays that this points into."""
         programs, rank = len(self.base), len(self.dims)
         offsets = [np.ascontiguousarray(o) for o in self.offsets]
         pointers = (_Pointer * rank)(*(o.ctypes.data for o in offsets))
-        meta = np.array(
-            [
-                self.dims,
-                [o.shape[0] > 1 for o in offsets],
-                self.contiguous,
-            ],
-            np.int64,
-        )
-        itemsize = values.dtype.itemsize
-        strides = np.array([s // itemsize for s in values.strides], np.int64)
+        meta = np.array([self.dims, [o.shape[0] > 1 for o in offsets], self.contiguous], np.int64)
         base, lo, hi = (np.ascontiguousarray(a, np.int64) for a in (self.base, self.lo, self.hi))
-        mask_at, mask_strides = None, strides
+        kept = [offsets, meta, base, lo, hi]
+        mask_at = strides_at = None
         if self.mask is not None:
             mask = np.broadcast_to(self.mask, (programs, *self.dims))
-            mask_at, mask_strides = mask.ctypes.data, np.array(mask.strides, np.int64)
-        row = meta.strides[0]
-        at = meta.ctypes.data
+            strides = np.array(mask.strides, np.int64)
+            kept += [mask, strides]
+            mask_at, strides_at = mask.ctypes.data, strides.ctypes.data
+        at, row = meta.ctypes.data, meta.strides[0]
+        bounds = lo.ctypes.data, hi.ctypes.data
         return (
-            core.kb_tiles(
-                store,
-                kind,
-                memory.ctypes.data,
-                values.ctypes.data,
-                programs,
-                rank,
-                at,
-                base.ctypes.data,
-                pointers,
-                at + row,
-                at + 2 * row,
-                lo.ctypes.data,
-                hi.ctypes.data,
-                mask_at,
-                mask_strides.ctypes.data,
-                strides.ctypes.data,
-            )
-            == 0
-        )
+            programs, rank, at, base.ctypes.data, pointers, at + row, at + 2 * row, *bounds, mask_at, strides_at
+        ), kept  # fmt: skip
 
     def addresses(self) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Every element's byte, and which elements there are, both [P, *dims]: the tiles in full."""

@@ -27,7 +27,7 @@ from kernbench.kernels.plan import (
     unsupported,
     where,
 )
-from kernbench.kernels.recorder import Deps, RowKind
+from kernbench.kernels.recorder import Columns, Deps, Layout, RowKind
 from kernbench.kernels.ttir import Op, Pointer, Tensor
 from kernbench.kernels.values import uniform
 from kernbench.kernels.window import Owners, Window, owners, window
@@ -143,6 +143,28 @@ def add_rows(f: Frame, kind: RowKind, w: Window, deps: Deps) -> Deps:
     return rows
 
 
+def alone(f: Frame, a: Access) -> Allocation | None:
+    """The allocation of a number that all programs of the frame name alike; None where the general way has to be gone.
+    Programs that take turns, for a lock say, do little else."""
+    launch, pointer = f.launch, f.v[a.pointer]
+    if not a.scalar or type(pointer) is not int or (a.mask >= 0 and f.v[a.mask] is not True):
+        return None
+    if launch.tape is not None or launch.watch is not None or launch.party is not None:
+        return None
+    found = launch.space.find(pointer)
+    if found is None or pointer + a.itemsize > found.end or found.invalid is not None:
+        return None
+    return found
+
+
+def add_row_alone(f: Frame, kind: RowKind, a: Access, deps: Deps) -> Deps:
+    """:func:`add_rows` for :func:`alone`."""
+    if f.control:
+        deps = tuple(sorted({*deps, *f.control}))
+    columns = Columns(np.array([f.v[a.pointer]], np.int64))
+    return f.recorder.add(kind, deps, f.members, Layout((a.itemsize,), (1,)), columns)
+
+
 def latest_stores(f: Frame, allocations: Owners, deps: Deps) -> Deps:
     """``deps`` and the latest rows that wrote to what is about to be read."""
     for _, allocation in allocations:
@@ -168,7 +190,7 @@ def read(f: Frame, a: Access, w: Window, allocations: Owners, other: Any) -> Any
             w = w.select(np.zeros(rows, np.intp))
         out = out.reshape((out.shape[0], *w.dims))
     for members, allocation in allocations:
-        part = w if members is None else w.select(members)
+        part = w.of(members, allocation)
         if allocation.invalid is not None:
             _check_valid(f, a, part, allocation)
         tiles = part.tiles(allocation.base)
@@ -207,8 +229,27 @@ def emit_load(c: Compiler, op: Op) -> None:
     c.loop_loads.append(number)
 
     def load(f: Frame, with_values: bool) -> None:
+        if f.launch.known is not None:
+            if with_values:
+                w, allocations = f.launch.known.next()
+                f.v[out] = read(f, a, w, allocations, None if other < 0 else f.v[other])
+            return
+        found = alone(f, a)
+        if found is not None:
+            deps = latest_stores(f, [(None, found)], join(f.d, sources))
+            if number in f.slot_free:
+                deps = tuple(sorted({*deps, *f.slot_free[number]}))
+            rows = add_row_alone(f, row, a, deps)
+            f.recorder.watch(rows)
+            f.loaded[number] = f.d[target] = rows
+            if with_values:
+                at = f.v[a.pointer] - found.base
+                f.v[out] = one(found.bytes[at : at + a.itemsize].view(a.storage).astype(a.carrier, copy=False)[0])
+            return
         w = a.window(f)
         allocations = a.owners(f, w)
+        if f.launch.tape is not None and with_values:
+            f.launch.tape.keep(w, allocations)
         deps = latest_stores(f, allocations, join(f.d, sources))
         if number in f.slot_free:
             deps = tuple(sorted({*deps, *f.slot_free[number]}))
@@ -219,6 +260,7 @@ def emit_load(c: Compiler, op: Op) -> None:
             f.v[out] = read(f, a, w, allocations, None if other < 0 else f.v[other])
 
     needed = op.results[0] in c.needed
+    c.repeats &= not needed
     c.both(lambda f: load(f, True), lambda f: load(f, needed))
     count = int(np.prod(a.dims))
     c.largest_tile = max(c.largest_tile, count)
@@ -229,6 +271,14 @@ def emit_load(c: Compiler, op: Op) -> None:
 def expand(w: Window, programs: int) -> Window:
     """A window that all programs share, given to each of them."""
     return w.select(np.zeros(programs, np.intp)) if w.programs == 1 and programs > 1 else w
+
+
+def note_stores(f: Frame, w: Window, allocations: Owners, rows: Deps) -> None:
+    """Write down what changes memory, for loads that follow and for launches that repeat this one."""
+    for _, allocation in allocations:
+        f.recorder.stores(allocation.base, rows, f.members)
+    if f.launch.tape is not None:
+        f.launch.tape.keep(w, allocations)
 
 
 def _column(value: Any, a: Access) -> NDArray[Any]:
@@ -248,11 +298,13 @@ def emit_store(c: Compiler, op: Op) -> None:
     sources, value = c.deps(op.operands), c.slot(op.operands[1])
 
     def store(f: Frame, with_values: bool) -> None:
-        w = a.window(f)
-        allocations = a.owners(f, w)
-        rows = add_rows(f, row, w, join(f.d, sources))
-        for _, allocation in allocations:
-            f.recorder.stores(allocation.base, rows, f.members)
+        if f.launch.known is not None:
+            w, allocations = f.launch.known.next()
+        else:
+            w = a.window(f)
+            allocations = a.owners(f, w)
+            rows = add_rows(f, row, w, join(f.d, sources))
+            note_stores(f, w, allocations, rows)
         if not with_values:
             return invalidate(a, w, allocations)
         x = _column(f.v[value], a)
@@ -268,7 +320,7 @@ def write(a: Access, w: Window, x: NDArray[Any], allocations: Owners) -> None:
         x = np.broadcast_to(x, (x.shape[0], *a.dims)).reshape(x.shape[0], *w.dims)
     for members, allocation in allocations:
         whole = members is None or len(members) == w.programs
-        part = w if whole else w.select(members)  # type: ignore[arg-type]
+        part = w.of(members, allocation)
         values = x if whole or x.shape[0] == 1 else x[members]
         tiles = part.tiles(allocation.base)
         tiles.store(allocation.bytes, a.name, a.storage, values)
@@ -280,9 +332,9 @@ def write(a: Access, w: Window, x: NDArray[Any], allocations: Owners) -> None:
 def invalidate(a: Access, w: Window, allocations: Owners) -> None:
     """A timing-only store: the bytes change to something nobody knows."""
     for members, allocation in allocations:
-        part = w if members is None or len(members) == w.programs else w.select(members)
-        allocation.invalidity()
-        _mark(a, part, allocation, 1)
+        part = w.of(members, allocation)
+        if not allocation.is_all_invalid:
+            _mark(a, part, allocation, 1)
         allocation.wrote()
 
 
@@ -306,15 +358,31 @@ def _emit_atomic(
     target = c.dep(op.results[0])
     slots = [c.slot(v) for v in op.operands[1 : 3 if op.name == "tt.atomic_cas" else 2]]
     used = op.results[0] in c.users
-    known = (op.results[0] in c.needed) or all(v in c.needed or v not in c.data for v in op.operands[1:])
+    known = op.results[0] in c.needed or all(v in c.needed or v not in c.data for v in op.operands[1:])
+
+    c.repeats &= op.results[0] not in c.needed
 
     def step(f: Frame, with_values: bool) -> None:
-        w = a.window(f)
-        allocations = a.owners(f, w)
-        rows = add_rows(f, row, w, latest_stores(f, allocations, join(f.d, sources)))
-        f.d[target] = rows
-        for _, allocation in allocations:
-            f.recorder.stores(allocation.base, rows, f.members)
+        found = alone(f, a) if with_values and f.count == 1 and f.launch.known is None else None
+        if found is not None and (f.v[a.pointer] - found.base) % a.itemsize == 0:
+            at = f.v[a.pointer] - found.base
+            f.d[target] = add_row_alone(f, row, a, latest_stores(f, [(None, found)], join(f.d, sources)))
+            f.recorder.stores(found.base, f.d[target], f.members)
+            memory = found.bytes[at : at + a.itemsize].view(a.storage)
+            one_lane = [np.asarray(in_full(f.v[s], a.carrier), a.carrier).reshape(1) for s in slots]
+            before = apply(memory, a, np.zeros(1, np.int64), one_lane)
+            found.wrote()
+            if used:
+                f.v[out] = one(before[0])
+            return
+        if f.launch.known is not None:
+            w, allocations = f.launch.known.next()
+        else:
+            w = a.window(f)
+            allocations = a.owners(f, w)
+            rows = add_rows(f, row, w, latest_stores(f, allocations, join(f.d, sources)))
+            f.d[target] = rows
+            note_stores(f, w, allocations, rows)
         if not with_values:
             return invalidate(a, w, allocations)
         w = expand(w, f.count)
@@ -327,8 +395,10 @@ def _emit_atomic(
             if members is not None and len(members) != f.count:
                 chosen = np.zeros_like(lanes)
                 chosen[members] = lanes[members]
+            if w.split:
+                chosen = chosen & (flat >= allocation.base) & (flat < allocation.end)
             if allocation.invalid is not None:
-                _check_valid(f, a, w if members is None else w.select(members), allocation)
+                _check_valid(f, a, w.of(members, allocation), allocation)
             offset = flat[chosen] - allocation.base
             if (offset % a.itemsize).any():
                 raise KernelFault(f"{where(op.loc)}: kernel '{f.launch.name}': atomic on a misaligned address")

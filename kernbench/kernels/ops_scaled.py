@@ -96,4 +96,4 @@ def emit_dot_scaled(c: Compiler, op: Op) -> None:
         chained = acc_dep != 0 and f.recorder.is_gemm(f.d[acc_dep])
         f.d[target] = f.recorder.add(row, join(f.d, sources), f.members, chained=chained)
 
-    c.both(record)
+    c.recorded(record)

@@ -17,8 +17,7 @@ from kernbench.kernels.values import AxisSum, Mask
 
 def set_constant(c: Compiler, op: Op, value: Any) -> None:
     out = c.slot(op.results[0])
-    step = lambda f: f.v.__setitem__(out, value)  # noqa: E731
-    c.both(step)
+    c.immediate(op, lambda f: f.v.__setitem__(out, value))
 
 
 @emits("arith.constant")
@@ -49,13 +48,13 @@ _AXES = {"x": 0, "y": 1, "z": 2}
 @emits("tt.get_program_id")
 def emit_program_id(c: Compiler, op: Op) -> None:
     axis, out = _AXES[op.attrs["words"][0]], c.slot(op.results[0])
-    c.both(lambda f: f.v.__setitem__(out, f.pids[axis]))
+    c.immediate(op, lambda f: f.v.__setitem__(out, f.pids[axis]))
 
 
 @emits("tt.get_num_programs")
 def emit_num_programs(c: Compiler, op: Op) -> None:
     axis, out = _AXES[op.attrs["words"][0]], c.slot(op.results[0])
-    c.both(lambda f: f.v.__setitem__(out, f.launch.grid[axis]))
+    c.immediate(op, lambda f: f.v.__setitem__(out, f.launch.grid[axis]))
 
 
 @emits("tt.make_range")
@@ -255,8 +254,10 @@ def emit_histogram(c: Compiler, op: Op) -> None:
 
 
 @emits("llvm.intr.assume", "ttg.barrier", "gpu.barrier", "ttg.local_barrier", "tt.debug_barrier")
+@emits("tt.grid_dependency_wait", "tt.grid_dependency_launch_dependents")
 def emit_nothing(c: Compiler, op: Op) -> None:
-    """Assumptions help compilers; within a program, operations already happen in order."""
+    """Assumptions help compilers; within a program, operations already happen in order, and so do a stream's
+    launches."""
 
 
 @emits("tt.print")
@@ -279,7 +280,7 @@ def emit_print(c: Compiler, op: Op) -> None:
                     x = x[p]
                 print(f"pid ({pid}){prefix}{x}")
 
-    c.code.full.append(step)
+    c.effect(step)
 
 
 @emits("tt.assert")
@@ -293,4 +294,4 @@ def emit_assert(c: Compiler, op: Op) -> None:
             at = int(np.argmin(holds.reshape(holds.shape[0], -1).all(axis=1))) if holds.ndim else 0
             raise KernelFault(f"{where(op.loc)}: {message} (program {f.program(at)})")
 
-    c.code.full.append(step)
+    c.effect(step)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from kernbench.kernels.slices import needed_values
 from kernbench.kernels.ttir import Block, Function, Loc, Op, Pointer, Scalar, Tensor, Type, Value
 from kernbench.memory import AddressSpace
 from kernbench.sim_engine.oplog import OpKind
+
+if TYPE_CHECKING:
+    from kernbench.kernels.tape import Reader, Tape
 
 CARRIER: dict[str, np.dtype] = {
     "f64": np.dtype(np.float64),
@@ -77,6 +80,18 @@ class Launch:
     """Bases of allocations the launch may write: their casts must not be cached."""
     watch: Any = None
     """The checks of this launch (:class:`kernbench.kernels.sanitize.watch.Watch`), None for none."""
+    tape: Tape | None = None
+    """Where accesses are written down for later launches like this one."""
+    known: Reader | None = None
+    """The tape of an earlier launch like this one: where its accesses are, and that nothing has to be recorded."""
+    crew: Any = None
+    """Where programs take turns: the :class:`kernbench.kernels.crew.Crew` of them."""
+    help: Callable[[Any], None] | None = None
+    """Runs a crew that cannot go on alone together with those of other ranks."""
+    party: Any = None
+    """Of a kernel that communicates: its :class:`kernbench.kernels.team.Party`."""
+    crossings: Any = None
+    """What its rows wait for in other programs: by program, its recorder."""
 
 
 @dataclass(eq=False, slots=True)
@@ -139,6 +154,25 @@ class Code:
 
     full: list[Step] = field(default_factory=list)
     timing: list[Step] = field(default_factory=list)
+    taped: bool = False
+    """Whether the block belongs to the launch itself, and so is kept on its tape."""
+    deciding: list[int] = field(default_factory=list)
+    """Slots that the tape gives: values that decide addresses, masks and control flow."""
+    full_again: list[Step] = field(default_factory=list)
+    """What is left of ``full`` then."""
+    timing_again: list[Step] = field(default_factory=list)
+
+    def run(self, f: Frame, with_values: bool) -> None:
+        """Execute the block, writing a tape or reading one where the launch has it."""
+        v, tape, known = f.v, f.launch.tape, f.launch.known
+        if known is not None and self.taped:
+            for slot, value in zip(self.deciding, known.values() if self.deciding else (), strict=True):
+                v[slot] = value
+            return run(self.full_again if with_values else self.timing_again, f)
+        place = tape.reserve() if tape is not None and self.taped and self.deciding else -1
+        run(self.full if with_values else self.timing, f)
+        if place >= 0 and tape is not None:
+            tape.fill(place, [v[slot] for slot in self.deciding])
 
 
 @dataclass(eq=False)
@@ -161,6 +195,10 @@ class Plan:
     """Whether a loop with matrix products runs step by step: each step then wants many programs."""
     largest_needed: int = 1
     """The same of what a timing-only run computes."""
+    deciding: tuple[int, ...] = ()
+    """Slots of values that addresses, masks and control flow depend on."""
+    repeats: bool = False
+    """Whether nothing read from memory decides those, so that launches alike leave the same record."""
 
 
 def run(steps: list[Step], frame: Frame) -> None:
@@ -173,6 +211,8 @@ class Probe:
     """While one is ``on``, it may add steps of its own after each operation that is compiled."""
 
     on: Callable[[Compiler, Op], None] | None = None
+    stepwise: Callable[[Compiler, Op], bool] | None = None
+    """Says of a loop whether it must run step by step, never as one matrix product."""
 
 
 Emitter = Callable[["Compiler", Op], None]
@@ -213,6 +253,9 @@ class Compiler:
         """Loads of the loop being compiled, by the number they are known under at run time."""
         self.largest_tile = self.largest_needed = 1
         self.stepped_dots = False
+        self.repeats = True
+        self.taped = False
+        """Whether what decides addresses and control flow is kept on tapes."""
         self.origin: dict[Value, str] = {}
         """Pointers -> the parameter they are offsets from."""
         self.users: dict[Value, list[Op]] = {}
@@ -246,20 +289,44 @@ class Compiler:
 
     def compute(self, op: Op, step: Step) -> None:
         """Add a step that sets the results of ``op`` and records nothing."""
-        self.code.full.append(step)
         needed = any(r in self.needed for r in op.results)
-        if needed:
-            self.code.timing.append(step)
+        self._sets(op, step, timing=needed)
         for r in op.results:
             n = int(np.prod(shape_of(r.type), dtype=np.int64))
             self.largest_tile = max(self.largest_tile, n if r in self.data or not _is_index(r.type) else 1)
             if needed and (r in self.data or not _is_index(r.type)):
                 self.largest_needed = max(self.largest_needed, n)
 
+    def immediate(self, op: Op, step: Step) -> None:
+        """Add a step that sets the result of ``op`` to what is there already, a constant say."""
+        self._sets(op, step, timing=True)
+
+    def _sets(self, op: Op, step: Step, timing: bool) -> None:
+        self.code.full.append(step)
+        if timing:
+            self.code.timing.append(step)
+        if self.taped and all(r in self.needed for r in op.results):
+            self.code.deciding += [self.slot(r) for r in op.results]
+            return
+        self.code.full_again.append(step)
+        if timing:
+            self.code.timing_again.append(step)
+
     def both(self, full: Step, timing: Step | None = None) -> None:
         """Add a step to both lists."""
+        self.recorded(full, timing)
+        self.code.full_again.append(full)
+        self.code.timing_again.append(timing or full)
+
+    def recorded(self, full: Step, timing: Step | None = None) -> None:
+        """Add a step that does nothing but record."""
         self.code.full.append(full)
         self.code.timing.append(timing or full)
+
+    def effect(self, step: Step) -> None:
+        """Add a step that needs values and has an effect of its own."""
+        self.code.full.append(step)
+        self.code.full_again.append(step)
 
     def record(self, op: Op, name: str, elements: int, dtype: str, kind: OpKind = OpKind.VECTOR) -> None:
         """Add the row of a vector operation, where its result is data."""
@@ -274,7 +341,7 @@ class Compiler:
             for target in targets:
                 f.d[target] = made
 
-        self.both(step)
+        self.recorded(step)
 
     def alias(self, op: Op) -> None:
         """The result is its operand under another shape: the same rows produce it."""
@@ -290,11 +357,11 @@ class Compiler:
         def step(f: Frame) -> None:
             f.d[target] = join(f.d, sources)
 
-        self.both(step)
+        self.recorded(step)
 
     def block(self, block: Block) -> Code:
         """Compile a block into code of its own."""
-        outer, self.code = self.code, Code()
+        outer, self.code = self.code, Code(taped=self.taped)
         for op in block.ops:
             self.op(op)
         made, self.code = self.code, outer
@@ -310,6 +377,7 @@ class Compiler:
                     self.origin[r] = self.origin[op.operands[0]]
         emitter(self, op)
         if Probe.on is not None:
+            self.repeats = False  # the steps it adds are not for launches that read a tape
             Probe.on(self, op)
 
     def argument(self, pointer: Value) -> str:
@@ -338,6 +406,8 @@ class Compiler:
             largest_tile=self.largest_tile,
             stepped_dots=self.stepped_dots,
             largest_needed=self.largest_needed,
+            deciding=tuple(slot for value, slot in self._slots.items() if value in self.needed),
+            repeats=self.repeats,
         )
 
 

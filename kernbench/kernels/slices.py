@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from kernbench.kernels.ttir import Block, Function, Op, Pointer, Value
+from kernbench.kernels.ttir import Block, Function, Op, Pointer, Tensor, Type, Value
 
 ATOMICS = frozenset({"tt.atomic_rmw", "tt.atomic_cas"})
 
@@ -12,17 +12,73 @@ ATOMICS = frozenset({"tt.atomic_rmw", "tt.atomic_cas"})
 def synchronises(functions: Iterable[Function]) -> bool:
     """Whether programs may wait for each other through memory: a loop that polls, or a lock."""
     for function in functions:
-        for op in function.walk():
-            if op.name == "tt.atomic_cas" or (op.name == "tt.atomic_rmw" and op.attrs["words"][0] == "exch"):
-                return True
-            if op.name == "scf.while" and any(inner.name in ATOMICS or inner.name == "tt.load" for inner in op.walk()):
-                return True
+        if any(op.name == "scf.while" and _polls(function, op) for op in function.walk()):
+            return True
+        claims = [op for op in function.walk() if _claims(op)]
+        if claims and not _independent(function, claims):
+            return True
     return False
+
+
+def _polls(function: Function, loop: Op) -> bool:
+    """Whether the end of a loop depends on memory that the kernel changes, inside the loop."""
+    reads = [op for op in loop.walk() if op.name in ATOMICS or op.name == "tt.load"]
+    if not reads:
+        return False
+    flow = _Flow(function)
+    ends = _backwards(flow, [op.operands[0] for op in loop.walk() if op.name == "scf.condition"])
+    reads = [op for op in reads if any(r in ends for r in op.results)]
+    if not reads:
+        return False
+    if any(op.name in ATOMICS for op in reads):
+        return True
+    origin, written = _origins(function), set(written_args(function))
+    return any(not (args := origin.get(op.operands[0])) or args & written for op in reads)
+
+
+def _claims(op: Op) -> bool:
+    """Whether an operation can take or release a lock."""
+    return op.name == "tt.atomic_cas" or (op.name == "tt.atomic_rmw" and op.attrs["words"][0] == "exch")
+
+
+def _independent(function: Function, claims: list[Op]) -> bool:
+    """Whether what compare-and-swap and exchange find decides no control flow, and each is executed once and alone uses
+    its memory: all programs can then do it together, in their order."""
+    blocks = function.body.blocks
+    if len(blocks) > 1 or not all(any(op is claim for op in blocks[0].ops) for claim in claims):
+        return False
+    ops = list(function.walk())
+    if any(op.name in ("tt.call", "tt.int_to_ptr") for op in ops):
+        return False
+    origin = _origins(function)
+    touching = [op for op in ops if op.name in ATOMICS or op.name in ("tt.load", "tt.store")]
+    for claim in claims:
+        mine = origin.get(claim.operands[0], set())
+        if not mine or any(mine & origin.get(op.operands[0], set()) for op in touching if op is not claim):
+            return False
+    deciding = {v for op in ops for v in op.operands[: _CONDITIONS.get(op.name, 0)]}
+    return not any(r in _backwards(_Flow(function), deciding) for claim in claims for r in claim.results)
+
+
+_CONDITIONS = {"scf.if": 1, "scf.condition": 1, "scf.for": 3, "cf.cond_br": 1}
+"""How many of an operation's operands decide which way control goes."""
 
 
 def written_args(function: Function) -> tuple[int, ...]:
     """Pointer parameters that a function may write through: those that stores and atomics go to, or all where that
     is not plain to see."""
+    entry, origin = function.body.entry.args, _origins(function)
+    found: set[int] = set()
+    for op in function.walk():
+        if op.name in ("tt.call", "tt.int_to_ptr"):
+            return tuple(i for i, v in enumerate(entry) if isinstance(v.type, Pointer))
+        if op.name in ATOMICS or op.name in ("tt.store", "kb.copy", "kb.signal"):
+            found |= origin.get(op.operands[0], set())
+    return tuple(sorted(found))
+
+
+def _origins(function: Function) -> dict[Value, set[int]]:
+    """Each value -> the pointer parameters it may be made from."""
     entry = function.body.entry.args
     origin: dict[Value, set[int]] = {v: {i} for i, v in enumerate(entry) if isinstance(v.type, Pointer)}
     ops = list(function.walk())
@@ -31,16 +87,16 @@ def written_args(function: Function) -> tuple[int, ...]:
         changed = False
         for op in ops:
             for source, target in _pointer_flow(op):
+                if not _is_pointer(target.type):
+                    continue
                 if extra := origin.get(source, set()) - origin.setdefault(target, set()):
                     origin[target] |= extra
                     changed = True
-    found: set[int] = set()
-    for op in ops:
-        if op.name in ("tt.call", "tt.int_to_ptr"):
-            return tuple(i for i, v in enumerate(entry) if isinstance(v.type, Pointer))
-        if op.name in ATOMICS or op.name == "tt.store":
-            found |= origin.get(op.operands[0], set())
-    return tuple(sorted(found))
+    return origin
+
+
+def _is_pointer(kind: Type) -> bool:
+    return isinstance(kind.elem if isinstance(kind, Tensor) else kind, Pointer)
 
 
 def _pointer_flow(op: Op) -> Iterator[tuple[Value, Value]]:
@@ -69,15 +125,20 @@ def needed_values(function: Function, data: frozenset[Value]) -> frozenset[Value
     """The backward slice from everything that decides what a kernel does: addresses, masks, branches, trip counts,
     what atomics return where that is used, and what a store writes where that is not data anyway."""
     flow = _Flow(function)
-    pending = flow.seeds(data)
-    needed: set[Value] = set()
+    return _backwards(flow, flow.seeds(data))
+
+
+def _backwards(flow: _Flow, seeds: Iterable[Value]) -> frozenset[Value]:
+    """All that ``seeds`` are computed from, and they themselves."""
+    pending = list(seeds)
+    found: set[Value] = set()
     while pending:
         value = pending.pop()
-        if value in needed:
+        if value in found:
             continue
-        needed.add(value)
+        found.add(value)
         pending.extend(flow.sources.get(value, ()))
-    return frozenset(needed)
+    return frozenset(found)
 
 
 def needed_sources(function: Function) -> dict[Value, list[Value]]:
@@ -94,6 +155,10 @@ class _Flow:
         self.used: set[Value] = set()
         for block in function.body.blocks:
             self._block(block)
+        sent = [op.operands[0] for op in self.ops if op.name == "kb.send"]
+        for op in self.ops:
+            if op.name == "kb.recv":
+                self._link(op.results * len(sent), sent)
 
     def seeds(self, data: frozenset[Value]) -> list[Value]:
         found: list[Value] = []
@@ -108,6 +173,10 @@ class _Flow:
                     found += op.operands[2:]
             elif op.name == "tt.load":
                 found += op.operands[:2]
+            elif op.name in ("kb.send", "kb.recv"):
+                found += op.operands[1:]
+            elif op.name in ("kb.copy", "kb.signal", "kb.wait", "kb.remote"):
+                found += op.operands
             elif op.name in ("scf.if", "cf.cond_br"):
                 found += op.operands[:1]
             elif op.name == "scf.for":

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from kernbench.kernels import sanitize
 from kernbench.kernels.device import Provider, Target, set_provider
+from kernbench.kernels.team import Team
 from kernbench.memory import AddressSpace, Allocation, DType, dtype
 from kernbench.sim_engine.oplog import KernelRecord
 
@@ -98,6 +99,7 @@ class StandaloneDevice:
     """
 
     stream = 0
+    member = 0
 
     def __init__(
         self,
@@ -107,6 +109,7 @@ class StandaloneDevice:
         clock: Callable[[list[KernelRecord]], float] | None = None,
     ) -> None:
         self.space = AddressSpace(capacity, "device memory")
+        self.team = Team([self.space])
         self.target, self.enable_data, self.clock = target, enable_data, clock
         self.records: list[KernelRecord] = []
         self._outer: list[Provider | None] = []

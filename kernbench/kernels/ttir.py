@@ -190,9 +190,9 @@ def check(module: Module) -> None:
     Raises:
         KernelError: it cannot; the message names the operation, its source line, and what to do.
     """
-    from kernbench.kernels import descriptors, executor
+    from kernbench.kernels import comm, descriptors, executor
 
-    executor.check(descriptors.lower(module))
+    executor.check(comm.lower(descriptors.lower(module)))
 
 
 @lru_cache(maxsize=4096)

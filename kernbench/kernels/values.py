@@ -18,6 +18,7 @@ Python or numpy scalar  the same for all programs and, in a block, for all eleme
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -98,10 +99,19 @@ class AxisSum:
 
 
 def vector(term: Term, n: int) -> Ints:
-    """A term's values, int64[P or 1, n]."""
+    """A term's values, int64[P or 1, n]. Not to be written to."""
     if isinstance(term, int):
-        return (np.arange(n, dtype=np.int64) * term)[None]
+        return _kept_ramp(term, n) if n <= 4096 else _ramp(term, n)
     return term
+
+
+def _ramp(step: int, n: int) -> Ints:
+    made = (np.arange(n, dtype=np.int64) * step)[None]
+    made.flags.writeable = False
+    return made
+
+
+_kept_ramp = lru_cache(maxsize=256)(_ramp)
 
 
 def is_zero(step: Any) -> bool:

@@ -8,7 +8,7 @@ From it follow the bounds check and the strided copy here, and what the record s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,10 @@ class Window:
     trips: Ints | None = None
     block: tuple[int, ...] | None = None
     """The block's own shape where pointers are given one by one, flattened into one axis."""
+    split: bool = False
+    """Whether some program's elements lie in several allocations."""
+    _masked: bool | None = field(default=None, init=False, repr=False)
+    _tiles: tuple[int, Tiles] | None = field(default=None, init=False, repr=False)
 
     @property
     def programs(self) -> int:
@@ -59,7 +63,9 @@ class Window:
 
     def masked(self) -> bool:
         """Whether the mask leaves anything out."""
-        return self.rest is not None or bool((self.lo > 0).any() or (self.hi < self.dims).any())
+        if self._masked is None:
+            self._masked = self.rest is not None or bool((self.lo > 0).any() or (self.hi < self.dims).any())
+        return self._masked
 
     def reach(self) -> tuple[Ints, Ints]:
         """First byte and one past the last, int64[P] each, of programs that are :meth:`active` (in any iteration)."""
@@ -129,9 +135,12 @@ class Window:
 
     def tiles(self, origin: int) -> Tiles:
         """For the copy, relative to an allocation at ``origin``."""
-        offsets = [vector(t, n) for t, n in zip(self.terms, self.dims, strict=True)]
-        contiguous = [isinstance(t, int) and t == self.itemsize for t in self.terms]
-        return Tiles(self.dims, self.base - origin, offsets, contiguous, self.lo, self.hi, self.rest)
+        if self._tiles is None or self._tiles[0] != origin:
+            offsets = [vector(t, n) for t, n in zip(self.terms, self.dims, strict=True)]
+            contiguous = [isinstance(t, int) and t == self.itemsize for t in self.terms]
+            made = Tiles(self.dims, self.base - origin, offsets, contiguous, self.lo, self.hi, self.rest)
+            self._tiles = origin, made
+        return self._tiles[1]
 
     def select(self, index: Index) -> Window:
         """The window of some programs; programs may repeat."""
@@ -141,9 +150,35 @@ class Window:
         rest = self.rest if self.rest is None or len(self.rest) == 1 else self.rest[index]
         trips = None if self.trips is None else self.trips[index]
         lo, hi = self.lo[index], self.hi[index]
-        return Window(
-            self.dims, self.itemsize, self.base[index], terms, lo, hi, rest, self.step, self.hi_step, trips, self.block
-        )
+        base, step, block = self.base[index], self.step, self.block
+        return Window(self.dims, self.itemsize, base, terms, lo, hi, rest, step, self.hi_step, trips, block, self.split)
+
+    def of(self, members: Index | None, allocation: Allocation) -> Window:
+        """The window of the programs (None: all) whose elements lie in an allocation, with those elements only."""
+        part = self if members is None or len(members) == self.programs else self.select(members)
+        if not self.split:
+            return part
+        where = part.within(allocation)
+        none = np.zeros_like(part.lo)
+        return replace(part, lo=none, hi=none + np.array(part.dims), rest=where)
+
+    def within(self, allocation: Allocation) -> Bools:
+        """bool[P, *dims]: which elements that the mask leaves lie in an allocation."""
+        address, where = self.lanes()
+        return where & (address >= allocation.base) & (address + self.itemsize <= allocation.end)
+
+    def shift(self, by: Ints) -> None:
+        """Move each program's elements by some bytes, int64[P]."""
+        self.base, self._tiles = self.base + by, None
+
+    def scatter(self, address: Ints) -> None:
+        """Give every element an address of its own, int64[P, *dims]."""
+        where = self.lanes()[1]
+        flat = (self.programs, where[0].size)
+        self.block, self.dims = self.block or self.dims, flat[1:]
+        self.base, self.terms = np.zeros(self.programs, np.int64), (address.reshape(flat),)
+        self.lo, self.rest = np.zeros((self.programs, 1), np.int64), where.reshape(flat)
+        self.hi, self._tiles = self.lo + flat[1], None
 
 
 def window(pointer: Any, mask: Any, dims: tuple[int, ...], itemsize: int, trips: Ints | None = None) -> Window:
@@ -276,10 +311,13 @@ Owners = list[tuple[Index | None, Allocation]]
 
 
 def owners(space: AddressSpace, w: Window) -> Owners:
-    """The allocation each program's elements lie in; programs without elements are left out.
+    """The allocation each program's elements lie in; programs without elements are left out. Where a program's elements
+    lie in several, it is given with each of them, and the window is ``split``.
+
+    Addresses that stand for memory of this space (:attr:`AddressSpace.alias`) are replaced in the window.
 
     Raises:
-        LookupError: with the first program whose elements are not inside one allocation as its argument.
+        LookupError: with the first program that has elements in no allocation as its argument.
     """
     active = w.active()
     index = np.flatnonzero(active)
@@ -293,9 +331,47 @@ def owners(space: AddressSpace, w: Window) -> Owners:
     if found is not None and int(low.min()) >= found.base and int(high.max()) <= found.end:
         return [(None if everybody else index, found)]
     groups: dict[int, tuple[Allocation, list[int]]] = {}
+    moves: dict[int, int] = {}
     for p, first, last in zip(index.tolist(), low.tolist(), high.tolist(), strict=True):
         owner = space.find(first)
+        if owner is None and (meant := space.alias(first)) is not None:
+            moves[p] = meant - first
+            first, last, owner = meant, last + moves[p], space.find(meant)
         if owner is None or last > owner.end:
-            raise LookupError(p)
+            return _owners_by_element(space, w, p)
         groups.setdefault(owner.base, (owner, []))[1].append(p)
+    if moves:
+        by = np.zeros(w.programs, np.int64)
+        by[list(moves)] = list(moves.values())
+        w.shift(by)
     return [(np.array(members), owner) for owner, members in groups.values()]
+
+
+def _owners_by_element(space: AddressSpace, w: Window, missed: int) -> Owners:
+    if w.trips is not None:
+        raise Unfusable
+    address, where = w.lanes()
+    address, left, moved = address.copy(), where.copy(), False
+    found: Owners = []
+    while left.any():
+        at = np.unravel_index(int(left.argmax()), left.shape)
+        here = int(address[at])
+        owner = space.find(here)
+        if owner is None:
+            meant = space.alias(here)
+            owner = None if meant is None else space.find(meant)
+            if meant is None or owner is None:
+                raise LookupError(missed if left[missed].any() else int(at[0]))
+            there = left & (address >= here - (meant - owner.base)) & (address < here + owner.end - meant)
+            address[there] += meant - here
+            moved = True
+        inside = left & (address >= owner.base) & (address + w.itemsize <= owner.end)
+        if not inside[at]:
+            raise LookupError(int(at[0]))
+        members = np.flatnonzero(inside.reshape(len(inside), -1).any(axis=1))
+        found.append((None if len(members) == w.programs else members, owner))
+        left &= ~inside
+    if moved:
+        w.scatter(address)
+    w.split = True
+    return found

@@ -105,3 +105,14 @@ def dtype(spec: Any) -> DType:
         names = ", ".join(d.name for d in _ALL)
         raise TypeError(f"unknown dtype {spec!r}: expected one of {names}, a torch or numpy name, or a dtype object")
     return found
+
+
+def is_dtype(value: Any) -> bool:
+    """Whether :func:`dtype` understands ``value``, which may be a size of a shape instead."""
+    if value is None or isinstance(value, int | float | np.integer | tuple | list):
+        return False
+    try:
+        dtype(value)
+    except TypeError:
+        return False
+    return True

@@ -41,6 +41,9 @@ class Allocation:
     """Grows with every write; caches of derived values key on it."""
     _bytes: NDArray[np.uint8] | None = None
     _invalid: NDArray[np.bool_] | None = None
+    _skipped: list[tuple[int, int]] = field(default_factory=list)
+    """The same as ranges, in order and apart from each other, while there is no map: it would take as much memory as
+    the bytes themselves."""
     unwritten: NDArray[np.bool_] | None = None
     """bool[nbytes] marking bytes that nothing ever wrote; None where nobody keeps track."""
     carriers: dict[str, tuple[int, NDArray]] = field(default_factory=dict)
@@ -65,28 +68,54 @@ class Allocation:
     @property
     def invalid(self) -> NDArray[np.bool_] | None:
         """bool[nbytes] marking bytes whose store was skipped in timing-only mode; None while every byte is valid."""
+        if self._invalid is None and self._skipped:
+            if self.is_all_invalid:
+                return np.broadcast_to(np.True_, (self.nbytes,))
+            return self.invalidity()
         return self._invalid
 
     def invalidity(self) -> NDArray[np.bool_]:
         """The writable map behind :attr:`invalid`, made on first use."""
         if self._invalid is None:
             self._invalid = np.zeros(self.nbytes, np.bool_)
-        elif not self._invalid.flags.writeable:
-            self._invalid = self._invalid.copy()
+            for start, stop in self._skipped:
+                self._invalid[start:stop] = True
+            self._skipped = []
         return self._invalid
 
-    def invalidate(self) -> None:
-        """Declare every byte invalid. Takes no memory."""
-        self._invalid = np.broadcast_to(np.True_, (self.nbytes,))
+    @property
+    def is_all_invalid(self) -> bool:
+        """Whether every byte has been declared invalid at once, and none valid since."""
+        return self._invalid is None and self._skipped == [(0, self.nbytes)]
+
+    def is_valid(self, start: int, stop: int) -> bool:
+        """Whether all bytes ``[start, stop)``, counted from the allocation's base, are valid. Takes no memory."""
+        if self._invalid is not None:
+            return not self._invalid[start:stop].any()
+        return not any(max(a, start) < min(b, stop) for a, b in self._skipped)
+
+    def invalidate(self, start: int = 0, stop: int | None = None) -> None:
+        """Declare bytes ``[start, stop)`` invalid, all of them by default. Takes no memory."""
+        stop = self.nbytes if stop is None else stop
+        if start <= 0 and stop >= self.nbytes:
+            self._invalid, self._skipped = None, [(0, self.nbytes)] if self.nbytes else []
+        elif self._invalid is not None:
+            self._invalid[start:stop] = True
+        elif start < stop:
+            apart = [(a, b) for a, b in self._skipped if b < start or a > stop]
+            joined = [(a, b) for a, b in self._skipped if not (b < start or a > stop)]
+            new = (min([start, *(a for a, _ in joined)]), max([stop, *(b for _, b in joined)]))
+            self._skipped = sorted([*apart, new])
 
     def mark_valid(self, start: int, stop: int) -> None:
         """Declare bytes ``[start, stop)``, counted from the allocation's base, valid again."""
-        if self._invalid is None:
-            return
         if start <= 0 and stop >= self.nbytes:
-            self._invalid = None
-        else:
-            self.invalidity()[start:stop] = False
+            self._invalid, self._skipped = None, []
+        elif self._invalid is not None:
+            self._invalid[start:stop] = False
+        elif start < stop:
+            pieces = [piece for a, b in self._skipped for piece in ((a, min(b, start)), (max(a, stop), b))]
+            self._skipped = [(a, b) for a, b in pieces if a < b]
 
 
 class AddressSpace:
@@ -111,6 +140,8 @@ class AddressSpace:
         self.allocated = 0
         """Bytes held now, copies of replicated tensors included."""
         self.peak = 0
+        self.alias: Callable[[int], int | None] = lambda address: None
+        """From an address that lies in no allocation to the one it stands for here, if there is one."""
 
     def alloc(
         self, nbytes: int, name: str = "tensor", placement: Placement = INTERLEAVED, stream: int = 0
@@ -125,12 +156,32 @@ class AddressSpace:
             raise self._full(nbytes, name, placement)
         base = self._take(size, stream)
         if base is None:
-            self._synchronize()
-            self._free = [(at, length, -1) for at, length, _ in self._free]
-            self._coalesce()
+            self.reclaim()
             base = self._take(size, stream)
         if base is None:
             raise self._full(nbytes, name, placement)
+        return self._made(base, size, nbytes, name, placement, stream)
+
+    def alloc_at(self, base: int, nbytes: int, name: str, stream: int = 0) -> Allocation:
+        """Reserve ``nbytes`` bytes at ``base``, which lies in one of :meth:`holes`, with room for all of them."""
+        size = max(ALIGNMENT, -(-nbytes // ALIGNMENT) * ALIGNMENT)
+        at = bisect_right(self._free, (base, self.capacity + 1, stream)) - 1
+        start, length, owner = self._free.pop(at)
+        rest = [(start, base - start, owner), (base + size, start + length - base - size, owner)]
+        self._free[at:at] = [(s, n, o) for s, n, o in rest if n]
+        return self._made(base, size, nbytes, name, INTERLEAVED, stream)
+
+    def holes(self, stream: int = 0) -> list[tuple[int, int]]:
+        """(base, bytes) of the ranges that a stream can have, by address."""
+        return [(base, length) for base, length, owner in self._free if owner in (-1, stream)]
+
+    def reclaim(self) -> None:
+        """Order all streams, so that any of them can have what another has freed."""
+        self._synchronize()
+        self._free = [(at, length, -1) for at, length, _ in self._free]
+        self._coalesce()
+
+    def _made(self, base: int, size: int, nbytes: int, name: str, placement: Placement, stream: int) -> Allocation:
         made = Allocation(base, nbytes, name, placement, stream, size)
         self._live[base] = made
         insort(self._bases, base)

@@ -124,6 +124,9 @@ class Assembly:
         base = QueueName(rank, stream, Role.STREAM).key
         queues = [self._place(base + local) for local in ops.queues.tolist()]
         paths = np.concatenate(self.machine.pe_paths(rank))
+        if ops.crossings is not None:
+            paths = np.concatenate([paths, ops.crossings.paths])
+            self._progress.launches[rank, ops.crossings.number] = self._progress.ops, ops.crossings
         self._pieces.append((ops, np.array(queues, np.int32), paths, host))
         self._progress.ops += ops.count
         self._progress.streams[rank, stream] = self._progress.ops - 1
@@ -202,12 +205,38 @@ class Assembly:
         columns["path"].append(paths[ops.path])
         for name in ("pattern", "duration", "kind", "line", "bytes", "flops"):
             columns[name].append(getattr(ops, name))
-        columns["release"].append(np.zeros(ops.count, np.int64))
-        columns["deps"] += [np.array([host - self._base], np.int32), ops.deps + np.int32(at)]
+        release, deps = np.zeros(ops.count, np.int64), ops.deps + np.int32(at)
         sizes = np.diff(ops.dep_ptr)
+        if ops.crossings is not None:
+            deps = self._cross(ops, deps, sizes, release)
+        columns["release"].append(release)
+        columns["deps"] += [np.array([host - self._base], np.int32), deps]
         sizes[0] += 1  # the begin, which waits for nothing else, waits for the host
         dep_sizes.append(sizes)
         return ops.count
+
+    def _cross(self, ops: Ops, deps: np.ndarray, sizes: np.ndarray, release: np.ndarray) -> np.ndarray:
+        """Add what ops of a launch wait for elsewhere: to ``deps`` (returned) and ``sizes``, or to ``release`` where an
+        earlier replay knows when it was. A launch that was never recorded, as those of a benchmark, holds up nobody."""
+        assert ops.crossings is not None
+        op, token = ops.crossings.op, ops.crossings.token
+        launches, which = np.unique(token[:, :2], axis=0, return_inverse=True)
+        here = [np.empty((0, 2), np.int64)]
+        for i, launch in enumerate(launches.tolist()):
+            known = self._progress.launches.get((launch[0], launch[1]))
+            if known is None:
+                continue
+            mine = np.ravel(which) == i
+            number = known[0] + known[1].find(token[mine, 2], token[mine, 3])
+            if known[0] >= self._base:
+                here.append(np.stack([op[mine], number - self._base], axis=1))
+            else:
+                done = np.array([self._progress.finished_at(n) for n in number.tolist()], np.int64)
+                np.maximum.at(release, op[mine], done)
+        pairs = np.concatenate(here)
+        pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
+        np.add.at(sizes, pairs[:, 0], 1)
+        return np.insert(deps, ops.dep_ptr[pairs[:, 0] + 1], pairs[:, 1].astype(np.int32))
 
     def _queue_table(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(depth, issue interval, engine) of each queue."""

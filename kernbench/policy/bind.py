@@ -51,8 +51,9 @@ class Binder:
         self._kept = 0
 
     def bind(self, log: OpLog, progress: Progress | None = None) -> BoundLog:
-        """Everything that was recorded since ``progress`` (which moves on). A rank's commands from its first collective
-        on whose other parts are not yet recorded stay for the next time."""
+        """Everything that was recorded since ``progress`` (which moves on). A rank's commands from the first one on
+        that waits for what another rank has not yet recorded, a part of a collective or a launch, stay for the next
+        time."""
         if progress is None:
             progress = Progress.begin(len(log.commands))
         if len(log.commands) > self.machine.ranks:
@@ -60,7 +61,7 @@ class Binder:
                 f"the record has {len(log.commands)} ranks, the machine {self.machine.ranks} SIPs: "
                 "load it with more SIPs"
             )
-        complete, ends = complete_keys(log, progress.bound)
+        complete, ends = complete_keys(log, progress)
         out = Assembly(self.machine, self.book, progress)
         for rank, commands in enumerate(log.commands):
             for index in range(progress.bound[rank], ends[rank]):
@@ -75,9 +76,18 @@ class Binder:
             out.host(rank, command.duration_ps)
         elif isinstance(command, Launch):
             kernel = command.kernel
-            out.begin(rank, index, "launch", kernel.name, command.stream, command.range_id, lines=kernel.lines)
+            out.begin(
+                rank,
+                index,
+                "launch",
+                kernel.name,
+                command.stream,
+                command.range_id,
+                lines=kernel.lines,
+                ops=kernel.line_ops(),
+            )
             host = out.host(rank, costs.launch_ps)
-            out.kernel(rank, command.stream, self._expanded(command), host)
+            out.kernel(rank, command.stream, self._expanded(command, rank), host)
         elif isinstance(command, Copy):
             out.begin(rank, index, "copy", command.direction, command.stream, command.range_id)
             host = out.host(rank, costs.copy_ps)
@@ -117,11 +127,14 @@ class Binder:
             "expected h2d, d2h, or d2d with a source"
         )
 
-    def _expanded(self, launch: Launch) -> Ops:
-        key = fingerprint((launch.kernel, launch.placements))
+    def _expanded(self, launch: Launch, rank: int) -> Ops:
+        machine, kernel = self.machine, launch.kernel
+        if kernel.number >= 0:  # no other launch has this one's tokens
+            return expand(kernel, machine.pes, machine.costs, self.book, launch.placements, rank)
+        key = fingerprint((kernel, launch.placements))
         ops = self._kernels.get(key)
         if ops is None:
-            ops = expand(launch.kernel, self.machine.pes, self.machine.costs, self.book, launch.placements)
+            ops = expand(kernel, machine.pes, machine.costs, self.book, launch.placements)
             self._kernels[key] = ops
             self._kept += ops.nbytes
             while self._kept > _KEEP and len(self._kernels) > 1:

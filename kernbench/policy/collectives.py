@@ -1,37 +1,50 @@
-"""Binds collectives: which are wholly recorded, and what each rank's part becomes."""
+"""Binds collectives: which are wholly recorded, and what each rank's part becomes. Launches that wait for other ranks'
+are held back like them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from kernbench.policy.assemble import ENTER, Assembly, Dep, Step
+from kernbench.policy.crossings import needs
 from kernbench.sim_engine.bound import Activity
-from kernbench.sim_engine.oplog import Collective, OpLog, Transfer
+from kernbench.sim_engine.oplog import Collective, Launch, OpLog, Transfer
+from kernbench.sim_engine.progress import Progress
 from kernbench.sim_engine.queues import QueueName, Role
 
 Key = tuple[str, int]
 
 
-def complete_keys(log: OpLog, bound: list[int]) -> tuple[dict[Key, dict[int, Collective]], list[int]]:
-    """(parts, ends): the collectives recorded since ``bound``, and how many commands of each rank can be bound: up to
-    its first collective that some other rank has not reached."""
+def complete_keys(log: OpLog, progress: Progress) -> tuple[dict[Key, dict[int, Collective]], list[int]]:
+    """(parts, ends): the collectives recorded since ``progress``, and how many commands of each rank can be bound: up
+    to its first collective that some other rank has not reached, or its first launch that waits for one of another
+    rank which that one has not reached."""
     parts: dict[Key, dict[int, Collective]] = {}
     at: dict[Key, dict[int, int]] = {}
+    launches: dict[tuple[int, int], int] = {}
+    waits: list[tuple[int, int, tuple[int, int]]] = []
     for rank, commands in enumerate(log.commands):
-        for index in range(bound[rank], len(commands)):
+        for index in range(progress.bound[rank], len(commands)):
             command = commands[index]
             if isinstance(command, Collective):
                 parts.setdefault(command.key, {})[rank] = command
                 at.setdefault(command.key, {})[rank] = index
+            elif isinstance(command, Launch) and command.kernel.number >= 0:
+                launches[rank, command.kernel.number] = index
+                waits += [(rank, index, launch) for launch in needs(command.kernel) if launch[0] != rank]
     missing = {key for key, some in parts.items() if not _members(some) <= some.keys()}
     ends = [len(commands) for commands in log.commands]
-    stopped: set[Key] = set()
-    while missing - stopped:  # a rank that stops makes its later collectives incomplete too
-        for key in missing - stopped:
-            for rank, index in at[key].items():
+    moved = True
+    while moved:  # a rank that stops makes what others wait for incomplete too
+        before = list(ends)
+        for key, some in at.items():
+            if key in missing or any(index >= ends[rank] for rank, index in some.items()):
+                for rank, index in some.items():
+                    ends[rank] = min(ends[rank], index)
+        for rank, index, launch in waits:
+            if launch not in progress.launches and launches.get(launch, ends[launch[0]]) >= ends[launch[0]]:
                 ends[rank] = min(ends[rank], index)
-        stopped |= missing
-        missing = {key for key, some in at.items() if any(index >= ends[rank] for rank, index in some.items())}
+        moved = ends != before
     return parts, ends
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from kernbench.policy.crossings import Crosser, Crossings
 from kernbench.policy.mapping import pe_of_programs
 from kernbench.policy.patterns import PatternBook
 from kernbench.sim_engine.bound import FIXED, Activity, Int32s, Int64s
@@ -21,8 +22,11 @@ QUEUE_OF = {
     OpKind.ATOMIC: Role.WRITE,
     OpKind.GEMM: Role.GEMM,
     OpKind.VECTOR: Role.VECTOR,
+    OpKind.SIGNAL: Role.SIGNAL,
+    OpKind.SEND: Role.WRITE,
+    OpKind.RECEIVE: Role.RECEIVE,
 }
-IN_ORDER = (Role.GEMM, Role.VECTOR, Role.PROGRAM)
+IN_ORDER = (Role.GEMM, Role.VECTOR, Role.PROGRAM, Role.SIGNAL, Role.RECEIVE)
 """Queues of depth 1: whoever waits for an op in them has waited for all before it."""
 
 
@@ -45,6 +49,8 @@ class Ops:
     bytes: Int64s
     flops: Int64s
     programs: int = 0
+    crossings: Crossings | None = None
+    """Of a kernel whose programs communicate."""
 
     @property
     def count(self) -> int:
@@ -149,15 +155,19 @@ class _Block:
         return _Placing(columns, trip, self.number(r, columns, trip))
 
 
-def expand(record: KernelRecord, pes: int, costs: Costs, book: PatternBook, placed: Sequence[Placed]) -> Ops:
-    """All ops of one launch. Op 0 marks its begin, the last one its end; each program ends with a retirement."""
-    return _Expansion(record, pes, costs, book, placed).run()
+def expand(
+    record: KernelRecord, pes: int, costs: Costs, book: PatternBook, placed: Sequence[Placed], rank: int = 0
+) -> Ops:
+    """All ops of one launch. Op 0 marks its begin, the last one its end; each program ends with a retirement. Only of a
+    kernel whose programs communicate do they depend on the rank."""
+    return _Expansion(record, pes, costs, book, placed, rank).run()
 
 
 class _Expansion:
     def __init__(
-        self, record: KernelRecord, pes: int, costs: Costs, book: PatternBook, placed: Sequence[Placed]
+        self, record: KernelRecord, pes: int, costs: Costs, book: PatternBook, placed: Sequence[Placed], rank: int
     ) -> None:
+        self.crosser = Crosser(record, book, rank) if record.number >= 0 else None
         self.record, self.pes, self.costs, self.book, self.placed = record, pes, costs, book, placed
         self.blocks = [_Block(block) for block in record.blocks]
         self._number_programs()
@@ -201,6 +211,7 @@ class _Expansion:
         return Ops(
             queue, np.flatnonzero(used), self.pattern, self.path, self.duration, ptr, deps, self.kind,
             self.line, self.bytes, self.flops, self.record.programs,
+            None if self.crosser is None else self.crosser.crossings(),
         )  # fmt: skip
 
     def _rows(self, block: _Block) -> None:
@@ -212,17 +223,28 @@ class _Expansion:
             self.queue[ops] = QUEUE_OF[row.kind] + (on << 4)
             self.kind[ops] = row.kind
             self.line[ops] = row.line
-            if row.access is not None:
+            if row.source is not None and self.crosser is not None:
+                self.pattern[ops], self.path[ops], self.bytes[ops] = self.crosser.copies(row, at.program, self.placed)
+            elif row.access is not None:
                 access = {OpKind.READ: "read", OpKind.WRITE: "write", OpKind.ATOMIC: "atomic"}[row.kind]
                 found = self.book.of_row(row.access, access, row.atomics, at.program, at.trip, on, self.placed)
                 self.pattern[ops], self.bytes[ops] = found
                 self.path[ops] = on + self.pes if row.kind == OpKind.WRITE else on
+                if row.peer is not None and self.crosser is not None:
+                    self.path[ops] = self.crosser.paths(row.peer[at.program], on, row.kind == OpKind.WRITE)
             elif row.kind == OpKind.GEMM:
                 self.duration[ops] = self._gemm(block, row, at)
                 self.flops[ops] = 2 * row.shape[0] * row.shape[1] * row.shape[2]
-            else:
+            elif row.kind == OpKind.VECTOR:
                 self.duration[ops] = self.costs.vector.time(row.elements, row.op)
                 self.flops[ops] = row.elements
+            elif row.target is not None and self.crosser is not None:
+                target = row.target[at.program]
+                self.bytes[ops] = target[:, 2]
+                self.pattern[ops], self.path[ops] = self.crosser.messages(target, on)
+            if self.crosser is not None:
+                programs = block.block.programs[at.program]
+                self.duration[ops] += self.crosser.cross(row, r, ops, at.program, programs)
             self._row_waits(block, r, at)
         self._retirements_wait(block)
 

@@ -59,6 +59,8 @@ def _within(target: Tensor, source: Tensor) -> None:
     if not plain or target.dtype != source.dtype:
         from kernbench.kernels import builtin
 
+        if target.is_contiguous() and not source._has_values():
+            target._mark(valid=False)  # at once: tile by tile would take a map as large as the tensor
         builtin.copy(target, source.expand(target.shape))
         return
     sip.touch(target, writes=True)

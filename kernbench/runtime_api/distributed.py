@@ -12,6 +12,7 @@ from kernbench.runtime_api.group import ProcessGroup, subgroup
 from kernbench.runtime_api.messages import Messages, P2POp
 from kernbench.runtime_api.pieces import chain_pieces
 from kernbench.runtime_api.reductions import ReduceOp
+from kernbench.runtime_api.symmetric import SymmetricMemory
 from kernbench.runtime_api.tensor import Tensor
 from kernbench.runtime_api.types import DEVICE_TYPE
 from kernbench.runtime_api.where import user_line
@@ -34,6 +35,7 @@ class Distributed(Messages):
         self._ctx = ctx
         self.ReduceOp, self.GroupMember, self.P2POp = ReduceOp, GroupMember, P2POp
         self.Work, self.ProcessGroup = Work, ProcessGroup
+        self.symmetric_memory = SymmetricMemory(ctx)
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kernbench.memory import DType
 from kernbench.sim_engine.oplog import Access
 
 Shape = tuple[int, ...]
@@ -87,6 +88,33 @@ def reshape(shape: Shape, strides: Shape, new: Shape) -> tuple[Shape, Shape | No
     except ValueError:
         return new, None
     return new, view.strides
+
+
+def reinterpret(shape: Shape, strides: Shape, offset: int, old: DType, new: DType) -> tuple[Shape, Shape, int]:
+    """Shape, strides and offset in elements of ``new`` of a view whose elements were of ``old``; torch's rules.
+
+    Raises:
+        RuntimeError: the bytes do not fall into elements of the new size.
+    """
+    if old.itemsize == new.itemsize:
+        return shape, strides, offset
+    how = f"to view {old} as {new} (different element sizes)"
+    if not shape:
+        raise RuntimeError(f"self.dim() cannot be 0 {how}: .reshape(1) it first")
+    times = max(new.itemsize // old.itemsize, 1)
+    for what, value in (("size(-1)", shape[-1]), ("storage_offset()", offset)):
+        if value % times:
+            raise RuntimeError(f"self.{what} must be divisible by {times} {how}, but got {value}")
+    if strides[-1] != 1:
+        raise RuntimeError(f"self.stride(-1) must be 1 {how}, but got {strides[-1]}: use .contiguous()")
+    for axis, stride in enumerate(strides[:-1]):
+        if stride % times:
+            raise RuntimeError(f"self.stride({axis}) must be divisible by {times} {how}, but got {stride}")
+
+    def scaled(elements: int) -> int:
+        return elements * old.itemsize // new.itemsize
+
+    return (*shape[:-1], scaled(shape[-1])), (*map(scaled, strides[:-1]), 1), scaled(offset)
 
 
 def broadcast(*shapes: Shape) -> Shape:

@@ -28,7 +28,8 @@ def carry_out(calls: list[Call]) -> None:
 
 
 def compute(calls: list[Call]) -> None:
-    """Every combination is rounded to the element type, in the schedule's order: all ranks get the same bits."""
+    """Every combination is rounded to the element type, in the schedule's order: all ranks get the same bits. What is
+    only moved keeps its bits, NaN payloads included."""
     schedule, kind = calls[0].schedule, calls[0].dtype
     written = _written(calls)
     if not all(tensor._has_values() for call in calls for tensor in call.inputs):
@@ -38,11 +39,13 @@ def compute(calls: list[Call]) -> None:
         return
     per = chunks_per_tensor(calls)
     first = schedule.slots.inputs if schedule.slots.outputs else 0
+    moves_only = not calls[0].op
+    carrier = np.dtype(f"u{kind.itemsize}") if moves_only else kind.carrier
     combine = combiner(calls[0].op or "sum", kind)
-    sources = [[_chunks(tensor, per) for tensor in call.inputs] for call in calls]
-    targets = [[_chunks(tensor, per) for tensor in tensors] for tensors in written]
+    sources = [[_chunks(tensor, per, moves_only) for tensor in call.inputs] for call in calls]
+    targets = [[_chunks(tensor, per, moves_only) for tensor in tensors] for tensors in written]
     with np.errstate(all="ignore"):
-        for columns, memory in _blocks(schedule, calls[0].elements, per, kind):
+        for columns, memory in _blocks(schedule, calls[0].elements, per, carrier):
             for rank, tensors in enumerate(sources):
                 for i, chunks in enumerate(tensors):
                     for at, part in chunks:
@@ -55,7 +58,7 @@ def compute(calls: list[Call]) -> None:
                         piece = part[:, columns]
                         row = first + i * per + at
                         done = memory[rank, row : row + len(piece), : piece.shape[1]]
-                        piece[...] = finish(calls[0].op, done, len(calls), kind).astype(kind.storage, copy=False)
+                        piece[...] = finish(calls[0].op, done, len(calls), kind).astype(piece.dtype, copy=False)
     for tensors in written:
         for tensor in tensors:
             tensor._written()
@@ -77,22 +80,28 @@ def chunks_per_tensor(calls: list[Call]) -> int:
     return calls[0].schedule.slots.inputs // max(len(call.inputs) for call in calls)
 
 
-def _chunks(tensor, per: int) -> list[tuple[int, NDArray]]:
-    """A tensor cut as :func:`chunk_bounds` does, as (number of the first chunk, array [chunks, elements])."""
+def _chunks(tensor, per: int, as_bits: bool) -> list[tuple[int, NDArray]]:
+    """A tensor cut as :func:`chunk_bounds` does, as (number of the first chunk, array [chunks, elements]).
+
+    Args:
+        as_bits: elements are unsigned integers of their size.
+    """
     flat = tensor._device_view().reshape(-1)
+    if as_bits:
+        flat = flat.view(f"u{flat.itemsize}")
     size, longer = divmod(len(flat), per)
     cut = longer * (size + 1)
     return [(0, flat[:cut].reshape(longer, size + 1)), (longer, flat[cut:].reshape(per - longer, size))]
 
 
-def _blocks(schedule: Schedule, elements: int, per: int, kind: DType) -> Iterator[tuple[slice, NDArray]]:
+def _blocks(schedule: Schedule, elements: int, per: int, carrier: np.dtype) -> Iterator[tuple[slice, NDArray]]:
     """Memory for all slots of all ranks, a block of columns at a time."""
     length = -(-elements // per)
     slots = schedule.ranks * schedule.slots.total
     width = max(1024, BLOCK // slots)
     for start in range(0, length, width):
         stop = min(length, start + width)
-        yield slice(start, stop), np.zeros((schedule.ranks, schedule.slots.total, stop - start), kind.carrier)
+        yield slice(start, stop), np.zeros((schedule.ranks, schedule.slots.total, stop - start), carrier)
 
 
 # Record.

@@ -9,7 +9,9 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from kernbench.kernels import signals
 from kernbench.memory import Allocation
+from kernbench.runtime_api.cooperation import RankTeam
 from kernbench.runtime_api.errors import ContextError
 from kernbench.runtime_api.scheduler import Hub, Task, Wait
 from kernbench.runtime_api.sip import Sip
@@ -44,6 +46,10 @@ class World:
         """Collectives that some rank has still to join."""
         self.failed: list[Meeting] = []
         """Those in which the ranks made different calls."""
+        self.symmetric: list[Any] = []
+        """Calls for symmetric memory, in order."""
+        self.team = RankTeam(self)
+        """What kernels see of the ranks."""
 
 
 class Rank:
@@ -121,6 +127,14 @@ class Rank:
     def stream(self) -> int:
         return self.sip.current.number
 
+    @property
+    def team(self) -> RankTeam:
+        return self.world.team
+
+    @property
+    def member(self) -> int:
+        return self.index
+
     def touch(self, allocations: list[Allocation]) -> None:
         # What is in flight is checked against the bytes that the kernel turns out to touch, in submit().
         self.breathe()
@@ -136,7 +150,8 @@ class Rank:
         # No other rank may run meanwhile: Triton's autotuner keeps what it is measuring in itself.
         task, self.task = self.task, None
         try:
-            return self.ctx.benchmark(fn)
+            with signals.signals_aside():
+                return self.ctx.benchmark(fn)
         finally:
             self.task = task
 

@@ -30,6 +30,8 @@ class Wait:
     where: Where
     needs: Callable[[], Iterable[int]]
     """The ranks that have to move first."""
+    details: Callable[[], Iterable[str]] = tuple
+    """What else to say of it in a report of a deadlock, line by line."""
 
 
 class Task:
@@ -168,6 +170,7 @@ class Hub:
             waits_for[task.rank] = needs = sorted(wait.needs())
             who = _ranks(needs) if needs else "nobody that could come"
             lines.append(f"  rank {task.rank} waits in {wait.what} at {wait.where} for {who}")
+            lines += [f"    {line}" for line in wait.details()]
         ended = sorted({rank for needs in waits_for.values() for rank in needs} - {task.rank for task in parked})
         if ended:
             lines.append(f"  {_ranks(ended)} {'has' if len(ended) == 1 else 'have'} already ended")

@@ -36,6 +36,8 @@ class Sip:
         self.range_path = ""
         self._carriers: dict[object, StreamState] = {}
         self._events = 0
+        self.communicating = 0
+        """Kernels launched whose programs communicate."""
 
     @staticmethod
     def placed(allocations: Iterable[Allocation]) -> tuple[Placed, ...]:

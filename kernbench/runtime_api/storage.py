@@ -14,15 +14,21 @@ if TYPE_CHECKING:
 
 
 class Storage:
-    """One allocation on a SIP. When the last tensor on it dies, its range goes back to the stream it was made on.
+    """One allocation on a SIP, at a given address or anywhere. When the last tensor on it dies, its range goes back to
+    the stream it was made on.
 
     Raises:
         OutOfMemoryError: the SIP's memory is full; the message says who holds what.
     """
 
-    def __init__(self, sip: Sip, nbytes: int, name: str, placement: Placement = INTERLEAVED) -> None:
+    def __init__(
+        self, sip: Sip, nbytes: int, name: str, placement: Placement = INTERLEAVED, at: int | None = None
+    ) -> None:
         self.sip = sip
-        self.allocation = sip.space.alloc(nbytes, name, placement, sip.current.number)
+        if at is None:
+            self.allocation = sip.space.alloc(nbytes, name, placement, sip.current.number)
+        else:
+            self.allocation = sip.space.alloc_at(at, nbytes, name, sip.current.number)
         if sip.ctx.enable_data and sanitize.tracks_writes():
             self.allocation.unwritten = np.ones(nbytes, np.bool_)
 

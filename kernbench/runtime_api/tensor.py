@@ -283,6 +283,18 @@ class Tensor(Arithmetic, Views):
             made._host = layout.strided(self._host, shape, strides)
         return made
 
+    def _reinterpreted(self, kind: DType) -> Tensor:
+        """The same bytes as elements of another type."""
+        empty = self._host is not None and not self._host.size  # whose strides are whatever numpy makes them
+        strides = layout.row_major(self._shape) if empty else self.stride()
+        shape, strides, offset = layout.reinterpret(self._shape, strides, self._offset, self.dtype, kind)
+        made = Tensor.__new__(Tensor)
+        made._init(shape, kind, self.name)
+        made._storage, made._strides, made._offset = self._storage, strides, offset
+        if self._host is not None:
+            made._host = np.empty(shape, kind.storage) if empty else self._host.view(kind.storage)
+        return made
+
     @property
     def _host_buffer(self) -> NDArray[Any]:
         """The array behind a host tensor."""
@@ -326,15 +338,19 @@ class Tensor(Arithmetic, Views):
     def _device_view(self) -> NDArray[Any]:
         """The bytes in device memory, seen as values."""
         assert self._storage is not None
-        flat = self._storage.allocation.bytes.view(self.dtype.storage)
+        whole = self._storage.allocation.bytes
+        flat = whole[: whole.size - whole.size % self.dtype.itemsize].view(self.dtype.storage)
         return layout.strided(flat[self._offset :], self._shape, self._strides)
 
     def _has_values(self) -> bool:
         """False where a timing-only run has skipped some of its values."""
         if self._storage is None:
             return self._host is not None
-        invalid = self._storage.allocation.invalid
-        return invalid is None or not self._bytes_view(invalid).any()
+        allocation = self._storage.allocation
+        if self.is_contiguous():
+            start = self._offset * self.dtype.itemsize
+            return allocation.is_valid(start, start + self.nbytes)
+        return allocation.invalid is None or not self._bytes_view(allocation.invalid).any()
 
     def _mark(self, valid: bool) -> None:
         """Say whether this view's bytes have been computed."""
@@ -346,13 +362,9 @@ class Tensor(Arithmetic, Views):
                 allocation.unwritten = None
             else:
                 self._bytes_view(allocation.unwritten)[...] = False
-        if valid and allocation.invalid is None:
-            return
-        if self.is_contiguous() and valid:
-            allocation.mark_valid(start, start + self.nbytes)
-        elif self.is_contiguous() and self.nbytes == allocation.nbytes:
-            allocation.invalidate()
-        else:
+        if self.is_contiguous():
+            (allocation.mark_valid if valid else allocation.invalidate)(start, start + self.nbytes)
+        elif not valid or allocation.invalid is not None:
             self._bytes_view(allocation.invalidity())[...] = not valid
 
     def _written(self) -> None:

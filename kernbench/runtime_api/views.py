@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from kernbench.memory import DType
 from kernbench.memory import dtype as to_dtype
+from kernbench.memory.dtype import is_dtype
 from kernbench.runtime_api import copies, layout
 from kernbench.runtime_api import rank as ranks
 from kernbench.runtime_api.types import CPU, DEVICE_TYPE, Device
@@ -17,12 +18,17 @@ if TYPE_CHECKING:
 class Views:
     """Mixed into Tensor."""
 
-    def view(self: Any, *shape: Any) -> Tensor:
-        """The same memory in another shape.
+    def view(self: Any, *shape: Any, dtype: Any = None) -> Tensor:
+        """The same memory in another shape, or, with a dtype (as only argument or by name), its bytes as another type.
+
+        Elements of another size change the last axis: ``(4, 6)`` of f16 are ``(4, 12)`` of u8 and ``(4, 3)`` of f32.
 
         Raises:
-            RuntimeError: strides do not allow it; use reshape.
+            RuntimeError: strides do not allow it, use reshape; or the last axis, offset or strides do not divide into
+                elements of the new size.
         """
+        if dtype is not None or (len(shape) == 1 and is_dtype(shape[0])):
+            return self._reinterpreted(to_dtype(shape[0] if dtype is None else dtype))
         new, strides = layout.reshape(self._shape, self.stride(), layout.sizes(*shape))
         if strides is None:
             raise RuntimeError("view size is not compatible with input tensor's size and stride: use .reshape(...)")

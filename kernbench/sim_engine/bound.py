@@ -6,8 +6,8 @@ follows a *pattern* (which messages, with which bytes on which channels) along a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
 
@@ -22,7 +22,7 @@ FIXED = -1
 
 
 class Activity(IntEnum):
-    """What an op is, for reports. The first five are ``oplog.OpKind``."""
+    """What an op is, for reports. Ops of kernels have the number of their ``oplog.OpKind``."""
 
     READ = 0
     WRITE = 1
@@ -35,6 +35,8 @@ class Activity(IntEnum):
     COPY = 7
     SEND = 8
     REDUCE = 9
+    RECEIVE = 10
+    """A program waits for others."""
 
 
 class Column:
@@ -175,6 +177,8 @@ class BoundCommand:
     """(file, line) that ``BoundLog.line`` counts into."""
     event: int = -1
     programs: int = 0
+    ops: Mapping[tuple[int, int], str] = field(default_factory=dict)
+    """(into ``lines``, Activity) -> what is done there, for people."""
 
 
 @dataclass(slots=True)

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from kernbench.topology import SystemGraph
 
 Route = tuple[int, ...]
+_FEW = 128
+"""PEs up to which it is worth looking at all routes between them; where there are more, no link has one feeder only."""
 
 
 class Machine:
@@ -93,6 +95,34 @@ class Machine:
             self._made[key] = self._path([source, destination], routes, *first, self.access_ps)
         return self._made[key]
 
+    def peer_path(self, rank: int, pe: int, peer: int, writing: bool) -> int:
+        """Between a PE and the HBM of another rank. Slots are cubes of that one."""
+        key = ("peer", rank, pe, peer, writing)
+        if key not in self._made:
+            route, here = self.graph.route, self._pe_nodes(rank)[pe]
+            hbm = self._hbm_nodes(peer)
+            if writing:
+                routes = [(route(here, h), 0) for h in hbm]
+            else:
+                routes = [(route(h, here), self._latency(route(here, h))) for h in hbm]
+            first = peer * self.channels_per_sip
+            self._made[key] = self._path([rank, peer], routes, first, first, self.access_ps)
+        return self._made[key]
+
+    def message_path(self, rank: int, pe: int, peer: int, other: int) -> int:
+        """From one PE to another, of the same rank or of another. Slot 0 is the route; no memory is touched."""
+        key = ("message", rank, pe, peer, other)
+        if key not in self._made:
+            links = self.graph.route(self._pe_nodes(rank)[pe], self._pe_nodes(peer)[other])
+            self._made[key] = self._path([rank, peer], [(links, 0)], 0, 0, 0)
+        return self._made[key]
+
+    def message_latency(self, rank: int, pe: int, peer: int, other: int) -> int:
+        """Picoseconds that the head of a message takes from one PE to another when nothing is in its way."""
+        if (rank, pe) == (peer, other):
+            return 0
+        return self._latency(self.graph.route(self._pe_nodes(rank)[pe], self._pe_nodes(peer)[other]))
+
     def host_path(self, rank: int, upload: bool) -> int:
         """Between the host and a rank's HBM, moved by a DMA engine on the IO die. Slots are cubes."""
         key = ("upload" if upload else "download", rank)
@@ -151,19 +181,28 @@ class Machine:
         found = self._collapsed.get(rank)
         if found is None:
             feeders: dict[int, set[int]] = {}
-            for links in self._possible_routes(rank):
-                for before, link in zip((-1, *links), links, strict=False):
-                    feeders.setdefault(link, set()).add(before)
-            kinds = self.graph.links
-            found = self._collapsed[rank] = {
-                link
-                for link, before in feeders.items()
-                if len(before) == 1
-                and (feeder := next(iter(before))) >= 0
-                and self.link_ps_per_byte[feeder] >= self.link_ps_per_byte[link]
-                and kinds[link].kind not in ("sip", "host")
-            }
+            found = self._one_feeder(self._possible_routes(rank), feeders)
+            if found and self.pes <= _FEW:
+                found = self._one_feeder(self._routes_between_pes(rank), feeders)
+            elif self.pes > _FEW:
+                found = set()
+            self._collapsed[rank] = found
         return found
+
+    def _one_feeder(self, routes: Iterable[Route], feeders: dict[int, set[int]]) -> set[int]:
+        """Links that can be left out, given all routes so far; ``feeders`` remembers these."""
+        for links in routes:
+            for before, link in zip((-1, *links), links, strict=False):
+                feeders.setdefault(link, set()).add(before)
+        kinds = self.graph.links
+        return {
+            link
+            for link, before in feeders.items()
+            if len(before) == 1
+            and (feeder := next(iter(before))) >= 0
+            and self.link_ps_per_byte[feeder] >= self.link_ps_per_byte[link]
+            and kinds[link].kind not in ("sip", "host")
+        }
 
     def _possible_routes(self, rank: int) -> Iterable[Route]:
         """Every route, or the part of it inside the SIP, that an op of this rank or towards it can take."""
@@ -181,3 +220,12 @@ class Machine:
             yield route(h, io)
             if self.ranks > 1:  # arrivals from other SIPs: a feeder of their own, apart from the host's
                 yield (-2, *route(io, h))
+
+    def _routes_between_pes(self, rank: int) -> Iterable[Route]:
+        """Those that only kernels take which communicate."""
+        route, io, pes = self.graph.route, self.graph.io_node(rank), self._pe_nodes(rank)
+        for pe in pes:
+            yield from (route(pe, other) for other in pes if other != pe)
+            if self.ranks > 1:
+                yield route(pe, io)
+                yield (-2, *route(io, pe))

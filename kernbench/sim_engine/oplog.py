@@ -30,13 +30,20 @@ class Placed(NamedTuple):
 
 
 class OpKind(IntEnum):
-    """What a row occupies: a DMA queue (READ, WRITE, ATOMIC), the systolic array, or the vector engine."""
+    """What a row occupies: a DMA queue (READ, WRITE, ATOMIC, SEND), the systolic array, the vector engine, or nothing
+    (SIGNAL, RECEIVE)."""
 
     READ = 0
     WRITE = 1
     GEMM = 2
     VECTOR = 3
     ATOMIC = 4
+    SIGNAL = 5
+    """All that its program read and wrote before is done, and so is that of its earlier SIGNAL rows."""
+    SEND = 8
+    """Bytes go from this PE's scratchpad to another's."""
+    RECEIVE = 10
+    """What it awaits has arrived."""
 
 
 @dataclass(slots=True)
@@ -68,6 +75,21 @@ class Access:
     def contiguous(cls, address: int, nbytes: int) -> Access:
         """One contiguous range of ``nbytes`` bytes at ``address`` (P = 1)."""
         return cls(np.array([address], np.int64), (nbytes,), (1,))
+
+
+Token = tuple[int, int, int, int]
+"""An op that others may wait for: SIP that launched its kernel, ``KernelRecord.number``, linear program id, row (its
+index in the program's block). It does not depend on the order in which ranks were scheduled."""
+
+
+@dataclass(slots=True)
+class Awaits:
+    """What the ops of one row wait for outside their own program."""
+
+    ptr: Int64s
+    """int64[P+1]: program p waits for tokens ``ptr[p]:ptr[p+1]``."""
+    tokens: Int64s
+    """int64[K, 4], a :data:`Token` each."""
 
 
 @dataclass(slots=True)
@@ -103,6 +125,14 @@ class Row:
     """Element type the engine sees (GEMM: of the inputs)."""
     atomics: int = 0
     """ATOMIC: how many atomic operations one program performs in this row."""
+    awaits: Awaits | None = None
+    """Never in a loop."""
+    peer: Int64s | None = None
+    """READ, WRITE, ATOMIC: int64[P], the SIP whose memory ``access`` means; None where it is the issuing one's."""
+    source: Int64s | None = None
+    """WRITE: int64[P], where in the issuing SIP's memory the contiguous bytes come from; None: from scratchpad."""
+    target: Int64s | None = None
+    """SEND: int64[P, 3], the SIP and the linear program id it goes to, and bytes."""
 
 
 @dataclass(slots=True)
@@ -143,10 +173,20 @@ class KernelRecord:
     """Scratchpad one program needs."""
     programs_in_flight: int = 2
     """How many programs may overlap on a PE: the machine's number, or fewer where the scratchpad is too small."""
+    number: int = -1
+    """Of a kernel whose programs communicate: its place among those of its SIP, which tokens name; else -1."""
 
     @property
     def programs(self) -> int:
         return self.grid[0] * self.grid[1] * self.grid[2]
+
+    def line_ops(self) -> dict[tuple[int, int], str]:
+        """(index of a line, :class:`OpKind`) -> what its rows of that kind do, for people: ``"mul, exp"``."""
+        found: dict[tuple[int, int], dict[str, None]] = {}
+        for block in self.blocks:
+            for row in block.rows:
+                found.setdefault((row.line, int(row.kind)), {}).setdefault(row.op or row.kind.name.lower())
+        return {key: ", ".join(names) for key, names in found.items()}
 
 
 @dataclass(slots=True)

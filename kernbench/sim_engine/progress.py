@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,8 @@ class Progress:
     """(rank, event) -> op."""
     streams: dict[tuple[int, int], int] = field(default_factory=dict)
     """(rank, stream) -> its newest op."""
+    launches: dict[tuple[int, int], tuple[int, Any]] = field(default_factory=dict)
+    """(SIP, number) of a launch that communicates -> its first op, and what others can wait for in it: the binder's."""
     finish: list[NDArray[np.int64]] = field(default_factory=list)
     """Finish times of the ops replayed so far, by segment; whoever replays appends them."""
     firsts: list[int] = field(default_factory=list)

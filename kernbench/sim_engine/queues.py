@@ -27,6 +27,10 @@ class Role(IntEnum):
     SEND = 6
     """Sends of collectives, one queue for each peer."""
     REDUCE = 7
+    SIGNAL = 8
+    """Where what programs of a PE signalled becomes visible, in order."""
+    RECEIVE = 9
+    """Where programs of a PE wait for messages and barriers."""
 
 
 class QueueName(NamedTuple):

@@ -2,6 +2,8 @@
 
 Every rank is a process with its host, its streams, its phases and its collectives; every cube is a process with a
 thread for each PE's queues. What overlaps on one queue is drawn on several threads. Counters show bandwidth over time.
+Each source line of a kernel has a thread of its own in its rank, with a slice per launch: when its ops ran, and their
+sums.
 """
 
 from __future__ import annotations
@@ -29,6 +31,14 @@ MERGED = (
     "no PEs, only commands",
 )
 """What one slice stands for, from the finest to the coarsest level."""
+MOST_LINES = 20_000
+"""Slices of source lines; a run with more launches than that allows has none."""
+_KINDS = {
+    Role.READ: (Activity.READ,),
+    Role.WRITE: (Activity.WRITE, Activity.ATOMIC),
+    Role.GEMM: (Activity.GEMM,),
+    Role.VECTOR: (Activity.VECTOR,),
+}
 _ROLES = {Role.READ: "read", Role.WRITE: "write", Role.GEMM: "gemm", Role.VECTOR: "vector"}
 
 
@@ -67,6 +77,7 @@ def _events(timeline: Timeline, slices: Slices | None, bins: int) -> Iterator[st
     threads: dict[tuple[int, int], str] = {}
     yield from _processes(timeline)
     yield from _commands(timeline, threads)
+    yield from _lines(timeline, threads)
     if slices is not None:
         yield from _on_pes(timeline, slices, threads)
     for (pid, tid), name in sorted(threads.items()):
@@ -119,6 +130,43 @@ def _commands(timeline: Timeline, threads: dict[tuple[int, int], str]) -> Iterat
             yield from _steps(timeline, number, span, lanes, threads)
 
 
+def _lines(timeline: Timeline, threads: dict[tuple[int, int], str]) -> Iterator[str]:
+    """For each launch, its source lines: from the first op's start to the last one's finish."""
+    launches = [t for t in timeline.commands if t.bound.kind == "launch"]
+    if sum(len(t.bound.lines) for t in launches) > MOST_LINES:
+        return
+    ops, lanes = timeline.ops, _Lanes()
+    places = sorted({line for timed in launches for line in timed.bound.lines})
+    for timed in sorted(launches, key=lambda t: (t.reached_ps, t.first)):
+        bound, pid = timed.bound, _pid(timeline, timed.bound.rank)
+        span = slice(timed.first, timed.first + bound.count)
+        line, start, finish = ops.line[span], ops.start[span], ops.finish[span]
+        everything = int((finish - start)[line >= 0].sum()) or 1
+        found = []
+        for number in np.unique(line[line >= 0]).tolist():
+            mine = line == number
+            found.append((int(start[mine].min()), int(finish[mine].max()), number, mine))
+        for first, last, number, mine in sorted(found, key=lambda f: f[:3]):
+            file, at = bound.lines[number]
+            kinds = sorted({int(k) for k in ops.kind[span][mine]})
+            busy = int((finish - start)[mine].sum())
+            args = {
+                "kernel": bound.name,
+                "line": f"{file}:{at}",
+                "op": ", ".join(bound.ops[number, k] for k in kinds if (number, k) in bound.ops),
+                "share": round(busy / everything, 4),
+                "busy_us": busy / 1e6,
+                "ops": int(mine.sum()),
+                "bytes": int(ops.bytes[span][mine].sum()),
+                "flops": int(ops.flops[span][mine].sum()),
+            }
+            where = places.index((file, at))
+            tid = 20_000 + 32 * where + min(31, lanes.take((pid, where), first, last))
+            name = f"{Path(file).name}:{at}"
+            threads[pid, tid] = f"line {name}"
+            yield _slice(pid, tid, f"{name} {args['op']}", first, last, {k: v for k, v in args.items() if v})
+
+
 def _steps(
     timeline: Timeline, number: int, span: slice, lanes: _Lanes, threads: dict[tuple[int, int], str]
 ) -> Iterator[str]:
@@ -166,6 +214,8 @@ def _label(timeline: Timeline, command: int, role: int, line: int) -> tuple[str,
     if 0 <= line < len(bound.lines):
         file, number = bound.lines[line]
         args += f', "line": {json.dumps(f"{file}:{number}")}'
+        does = ", ".join(bound.ops[line, kind] for kind in _KINDS[Role(role)] if (line, kind) in bound.ops)
+        args += f', "op": {json.dumps(does)}' if does else ""
         name += f" {Path(file).name}:{number}"
     return json.dumps(name), args
 

@@ -145,14 +145,20 @@ def phases(timeline: Timeline) -> list[Phase]:
 
 def utilisation(timeline: Timeline, start_ps: int, stop_ps: int) -> dict[str, Load]:
     """Load by class between two times. An op's work counts as spread evenly over its time."""
-    work = Work(timeline.machine)
     ranks: set[int] = set()
+    for _, bound, _ in timeline.segments:
+        ranks.update(np.unique(bound.queue_key >> 44).tolist())
+    return work_between(timeline, start_ps, stop_ps).loads(sorted(ranks), stop_ps - start_ps)
+
+
+def work_between(timeline: Timeline, start_ps: int, stop_ps: int) -> Work:
+    """Busy time of each resource between two times, as :func:`utilisation` counts it."""
+    work = Work(timeline.machine)
     for _, bound, done in timeline.segments:
         length = np.maximum(done.finish - done.start, 1)
         inside = np.minimum(done.finish, stop_ps) - np.maximum(done.start, start_ps)
         work.add(bound, np.clip(inside / length, 0, 1))
-        ranks.update(np.unique(bound.queue_key >> 44).tolist())
-    return work.loads(sorted(ranks), stop_ps - start_ps)
+    return work
 
 
 def _phase(timeline: Timeline, name: str, commands: list[TimedCommand]) -> Phase:

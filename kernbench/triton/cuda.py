@@ -79,6 +79,14 @@ def installed(capability: int) -> AbstractContextManager[None]:
     changes += [(torch.cuda, "Stream", Stream), (torch.cuda, "Event", Event), (torch.cuda, "_lazy_init", shim.init)]
     nothing = SimpleNamespace(**{name: lambda *a, **k: 0 for name in ("range_push", "range_pop", "mark")})
     changes += [(torch.cuda.nvtx, name, getattr(nothing, name)) for name in vars(nothing)]
+    changes += [
+        (torch.cuda, "_DeviceGuard", shim.device),
+        (torch.cuda, "_exchange_device", lambda device: 0),
+        (torch.cuda, "_maybe_exchange_device", lambda device: 0),
+        (torch._C, "_cuda_getCurrentRawStream", lambda device: _raw_stream()),
+        (torch._C._dynamo.guards, "_empty_strided_cuda", _empty_strided),
+    ]
+    changes += [(torch.cuda, name, _no_graphs) for name in ("CUDAGraph", "graph", "make_graphed_callables")]
     return patched([*changes, (torch.version, "cuda", CUDA_VERSION)])
 
 
@@ -187,13 +195,6 @@ class _Shim:
         space = devices.current().space
         return space.capacity - space.allocated, space.capacity
 
-    # Randomness: torch's CPU generator makes the numbers.
-
-    def manual_seed(self, seed: int) -> None:
-        torch.default_generator.manual_seed(seed)
-
-    manual_seed_all = manual_seed
-
     # Inside.
 
     @staticmethod
@@ -203,6 +204,23 @@ class _Shim:
             number = torch.device(device).index
         if number not in (None, 0, -1):
             raise RuntimeError(f"CUDA error: invalid device ordinal: there is one impersonated device, got {device!r}")
+
+
+def _empty_strided(size: Any, stride: Any, dtype: torch.dtype) -> torch.Tensor:
+    """How code that torch.compile wrote makes tensors."""
+    return torch.empty_strided(size, stride, dtype=dtype)
+
+
+def _no_graphs(*_: Any, **__: Any) -> Any:
+    raise NotImplementedError(
+        "CUDA graphs are not supported: torch's own operators would not be in them. Launch the kernels in a loop"
+    )
+
+
+def _raw_stream() -> int:
+    """What torch's compiled code and many launchers ask for: the number of the current stream."""
+    device = devices.current()
+    return device.ctx.ahbm.current_stream().stream_id if hasattr(device, "ctx") else 0
 
 
 def _numbered(stream: ahbm.Stream) -> ahbm.Stream:

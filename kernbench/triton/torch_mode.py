@@ -1,6 +1,7 @@
 """``device="cuda"`` on a torch without CUDA: tensors live in host memory and say that they are on the GPU.
 
-Every tensor counts as a GPU's, except those that the program itself made on ``cpu`` or brought there.
+Every tensor counts as a GPU's, except those that the program itself made on ``cpu`` or brought there, and what torch
+computes from such tensors alone.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from weakref import WeakSet
 
 import torch
 import torch.autograd.graph
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
+from torch.utils._device import DeviceContext, _device_constructors
 
+from kernbench.kernels import foreign
 from kernbench.triton.patches import patched
 
 _CUDA = re.compile(r"cuda(:\d+)?")
@@ -36,25 +39,50 @@ class CudaOnCpu(TorchFunctionMode):
         answer = _ABOUT_DEVICE.get(func)
         if answer is not None:
             return answer(self, args[0])
+        if func is torch.Tensor.data_ptr:
+            if args[0].layout == torch.strided and args[0].device == _CPU:
+                foreign.expose(args[0])
+            return func(*args)
         if func in _MOVES:
             return self._move(func, args, kwargs)
         if kwargs.get("out_dtype") is not None and func in _PRODUCTS:
             return _in_dtype(func, args, dict(kwargs))
+        if func in _NORMS and args[0].dtype in _HALVES and not self.is_on_host(args[0]):
+            return _in_float(func, args, kwargs)
         wanted = _device(kwargs.get("device"))
         if wanted is None:
-            return func(*args, **kwargs)
+            made = func(*args, **kwargs)
+            if self._on_host and self._all_on_host((args, kwargs)):
+                for tensor in _tensors(made):
+                    self._mark(tensor, "cpu")
+            return made
         made = func(*args, **(kwargs | {"device": _CPU}))
         return self._mark(made, wanted) if isinstance(made, torch.Tensor) else made
+
+    @contextmanager
+    def once(self) -> Iterator[None]:
+        """The mode where torch has taken it off, nothing where it is on: the second of two would see only ``cpu``."""
+        if any(mode is self for mode in _get_current_function_mode_stack()):
+            yield
+        else:
+            with self:
+                yield
 
     def is_on_host(self, tensor: torch.Tensor) -> bool:
         """Whether the program knows a tensor to be on the CPU."""
         return tensor.layout == torch.strided and tensor.untyped_storage() in self._on_host
+
+    def _all_on_host(self, args: Any) -> bool:
+        """Whether there are tensors among the arguments of a call, and the program knows all of them on the CPU."""
+        places = {self.is_on_host(tensor) for tensor in _tensors(args)}
+        return places == {True}
 
     def _move(self, func: Any, args: tuple, kwargs: dict) -> Any:
         """``to``, ``cuda`` and ``cpu``: a new tensor wherever a GPU would have made one, since either may be written
         later."""
         tensor = args[0]
         wanted: str | None
+        on_host = bool(self._on_host) and self.is_on_host(tensor)
         if func is torch.Tensor.to:
             target = kwargs["device"] if "device" in kwargs else args[1] if len(args) > 1 else None
             if isinstance(target, torch.Tensor):
@@ -70,7 +98,7 @@ class CudaOnCpu(TorchFunctionMode):
             wanted = "cpu" if func is torch.Tensor.cpu else "cuda"
             made = tensor.contiguous(**kwargs) if kwargs.get("memory_format") else tensor
         if wanted is None:
-            return made
+            return self._mark(made, "cpu") if on_host else made
         at_home = self._on_host if wanted == "cpu" else self._on_device
         if made is tensor and (tensor.layout != torch.strided or tensor.untyped_storage() not in at_home):
             made = tensor.clone()
@@ -80,6 +108,17 @@ class CudaOnCpu(TorchFunctionMode):
         if tensor.layout == torch.strided and tensor.device == _CPU:
             (self._on_host if wanted == "cpu" else self._on_device).add(tensor.untyped_storage())
         return tensor
+
+
+def _tensors(tree: Any) -> Iterator[torch.Tensor]:
+    """The tensors in nested tuples, lists and dictionaries."""
+    if isinstance(tree, torch.Tensor):
+        yield tree
+    elif isinstance(tree, tuple | list):
+        for item in tree:
+            yield from _tensors(item)
+    elif isinstance(tree, dict):
+        yield from _tensors(tuple(tree.values()))
 
 
 def _device(spec: Any) -> str | None:
@@ -96,6 +135,15 @@ def _in_dtype(func: Any, args: tuple, kwargs: dict) -> torch.Tensor:
     kind, out = kwargs.pop("out_dtype"), kwargs.pop("out", None)
     product = func(*(a.to(kind) if isinstance(a, torch.Tensor) else a for a in args), **kwargs)
     return product if out is None else out.copy_(product)
+
+
+def _in_float(func: Any, args: tuple, kwargs: dict) -> torch.Tensor:
+    """A norm in half precision with its sums in float32, as on a GPU: the CPU's backward pass rounds each of them."""
+
+    def wide(x: Any) -> Any:
+        return x.float() if isinstance(x, torch.Tensor) and x.dtype in _HALVES else x
+
+    return func(*map(wide, args), **{name: wide(x) for name, x in kwargs.items()}).to(args[0].dtype)
 
 
 def _its_device(mode: CudaOnCpu, tensor: torch.Tensor) -> torch.device:
@@ -115,7 +163,14 @@ _ABOUT_DEVICE: dict[Any, Callable[[CudaOnCpu, Any], Any]] = {
     torch.Tensor.get_device: lambda mode, tensor: 0 if _its_device(mode, tensor).type == "cuda" else -1,
 }
 _PRODUCTS = frozenset({torch.mm, torch.bmm, torch.addmm, torch.baddbmm})
+_NORMS = frozenset({torch.nn.functional.layer_norm, torch.nn.functional.group_norm})
+_HALVES = frozenset({torch.float16, torch.bfloat16})
 _MOVES = frozenset({torch.Tensor.to, torch.Tensor.cuda, torch.Tensor.cpu})
+
+
+def _uncompiled(model: Any = None, **_: Any) -> Any:
+    """In the place of ``torch.compile``: the function itself, since torch's own operators take no simulated time."""
+    return model if model is not None else lambda fn: fn
 
 
 @contextmanager
@@ -126,9 +181,23 @@ def installed() -> Iterator[CudaOnCpu]:
 
     def backward(*args: Any, **kwargs: Any) -> Any:
         # torch takes the mode off while it handles Tensor.backward: what users wrote runs in there.
-        with mode:
+        with mode.once():
             return run(*args, **kwargs)
 
-    changes = [(module, "_engine_run_backward", backward) for module in (torch.autograd.graph, torch.autograd)]
+    as_default = DeviceContext.__torch_function__
+
+    def by_default(self: DeviceContext, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        # torch calls this mode of its own, of ``with torch.device(...)``, after ours.
+        if self.device.type == "cuda":
+            return func(*args, **(kwargs or {}))
+        made = as_default(self, func, types, args, kwargs)
+        if self.device == _CPU and func in _device_constructors() and isinstance(made, torch.Tensor):
+            mode._mark(made, "cpu")
+        return made
+
+    changes: list[tuple[Any, str, Any]] = [
+        (module, "_engine_run_backward", backward) for module in (torch.autograd.graph, torch.autograd)
+    ]
+    changes += [(DeviceContext, "__torch_function__", by_default), (torch, "compile", _uncompiled)]
     with patched(changes), mode:
         yield mode

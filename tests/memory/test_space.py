@@ -127,3 +127,19 @@ def test_validity_by_bytes():
     assert made.invalid is None
     made.mark_valid(0, 4)
     assert made.invalid is None
+    made.invalidate(4, 4)
+    assert made.invalid is None
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 12), st.integers(0, 12), st.booleans()), max_size=12))
+def test_ranges_of_skipped_bytes_are_a_map_of_them(steps):
+    made, want = AddressSpace(4096, "m").alloc(12), np.zeros(12, np.bool_)
+    for valid, start, stop, mapped in steps:
+        (made.mark_valid if valid else made.invalidate)(start, stop)
+        want[start:stop] = not valid
+        assert [made.is_valid(a, b) for a in range(12) for b in range(a, 13)] == [
+            not want[a:b].any() for a in range(12) for b in range(a, 13)
+        ]
+        if mapped:
+            assert made.invalid is None or made.invalid.tolist() == want.tolist()
+            assert made.invalid is not None or not want.any()

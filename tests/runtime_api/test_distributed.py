@@ -122,6 +122,29 @@ def test_every_kind_of_element(run, kind, tolerance):
         np.testing.assert_allclose(result.astype(np.float64), want, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("kind", ["f64", "f32", "f16", "bf16", "f8e4m3", "f8e5m2", "i1"])
+def test_what_only_moves_keeps_every_bit(run, kind):
+    """Random bits: signalling NaNs and payloads among them, which no conversion would survive."""
+    storage = dtype(kind).storage
+    top = 2 if kind == "i1" else 256
+    bits = np.random.default_rng(1).integers(0, top, (4, 600 * storage.itemsize), np.uint8)
+    values = bits.view(storage)
+
+    def worker(rank, ctx):
+        d, mine = ctx.distributed, ctx.tensor(values[rank])
+        cast, gathered, back = ctx.tensor(values[rank]), ctx.empty(2400, dtype=kind), ctx.empty(600, dtype=kind)
+        d.broadcast(cast, src=2)
+        d.all_gather_into_tensor(gathered, mine)
+        d.all_to_all_single(back, mine)
+        works = [d.isend(mine, (rank + 1) % 4), d.irecv(got := ctx.empty(600, dtype=kind), (rank - 1) % 4)]
+        ctx.wait(works)
+        return [t.numpy().tobytes() for t in (cast, gathered, back, got)]
+
+    for rank, found in enumerate(run(4, worker).results):
+        parts = values[:, rank * 150 : rank * 150 + 150]
+        assert found == [a.tobytes() for a in (values[2], values, parts, values[(rank - 1) % 4])]
+
+
 def test_averages(run):
     def worker(rank, ctx):
         halves, whole = ctx.full(3, rank + 0.5), ctx.full(3, -rank, dtype="i32")

@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -248,6 +250,46 @@ def test_views_share_memory(ctx):
     with pytest.raises(NotImplementedError, match=r"use slices, or \.cpu\(\)"):
         whole[[0, 2]]
     assert whole.cpu()[[0, 2], 0].tolist() == [0, 5]
+
+
+@given(
+    hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4),
+    st.permutations([0, 1, 2]),
+    st.integers(0, 2),
+    st.sampled_from(["uint8", "float16", "int32", "float64"]),
+    st.sampled_from(["int8", "bfloat16", "float32", "int64"]),
+)
+def test_bytes_seen_as_another_type_are_what_torch_sees(shape, order, skip, old, new):
+    count, order = int(np.prod(shape)), [i for i in order if i < len(shape)]
+    base = torch.arange(count * 8).to(torch.uint8).view(getattr(torch, old))[:count].reshape(shape).permute(order)
+    base = base[skip:] if shape else base
+    lies = tuple(base.shape), base.stride(), base.storage_offset(), dtype(old), dtype(new)
+    try:
+        want = base.view(getattr(torch, new))
+    except RuntimeError as error:
+        with pytest.raises(RuntimeError, match=re.escape(str(error).split(" to view")[0])):
+            layout.reinterpret(*lies)
+        return
+    assert layout.reinterpret(*lies) == (tuple(want.shape), want.stride(), want.storage_offset())
+    here = Tensor._of_array(base.numpy()).view(getattr(torch, new))
+    assert here.dtype == dtype(new) and here.shape == tuple(want.shape)
+    plain = want.clone(memory_format=torch.contiguous_format).reshape(-1)
+    assert here.numpy().tobytes() == plain.view(torch.uint8).numpy().tobytes()
+
+
+def test_device_bytes_seen_as_another_type(ctx):
+    whole = ctx.tensor(np.arange(14, dtype=np.uint8))  # no multiple of the types' sizes
+    halves = whole[2:10].view(ctx.float16)
+    assert (halves.shape, halves.storage_offset(), halves.dtype) == ((4,), 1, ctx.float16)
+    assert halves.numpy().tobytes() == bytes(range(2, 10))
+    assert whole[4:12].view(4, 2).view(dtype="i16").shape == (4, 1)
+    halves[1:3].view("i32").fill_(-1)
+    assert whole.tolist() == [0, 1, 2, 3, *[255] * 4, *range(8, 14)]
+    assert whole[4:12].view(torch.float32)[1].item() == np.frombuffer(bytes(range(8, 12)), np.float32)[0]
+    with pytest.raises(RuntimeError, match=r"storage_offset\(\) must be divisible by 4 .*got 2"):
+        whole[2:10].view("f32")
+    with pytest.raises(TypeError, match="shape is made of integers"):
+        whole.view("nothing")
 
 
 def test_the_memory_of_a_view_lives_as_long_as_the_view(ctx):

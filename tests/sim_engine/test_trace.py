@@ -8,6 +8,7 @@ import pytest
 from engine_runs import kernel, two_rank_run
 
 from kernbench.sim_engine.bound import Activity
+from kernbench.sim_engine.profile import line_profile
 from kernbench.sim_engine.record import SCHEMA, write_record
 from kernbench.sim_engine.trace import MERGED, write_trace
 from kernbench.sim_engine.traffic import counters
@@ -28,12 +29,45 @@ def written(timeline, tmp_path, **options):
 def test_every_op_of_a_pe_is_a_slice_with_its_work_and_line(timeline, tmp_path):
     merged, events = written(timeline, tmp_path)
     assert merged == MERGED[0]
-    on_pes = [e for e in events if e["ph"] == "X" and "kernel" in e["args"]]
+    on_pes = [e for e in events if e["ph"] == "X" and "kernel" in e["args"] and "share" not in e["args"]]
     ops = timeline.ops
     assert len(on_pes) == (ops.kind <= Activity.VECTOR).sum()
     assert sum(e["args"].get("bytes", 0) for e in on_pes) == ops.bytes[ops.kind <= Activity.VECTOR].sum()
     assert sum(e["args"].get("flops", 0) for e in on_pes) == ops.flops.sum()
-    assert {e["args"]["line"] for e in on_pes} == {f"kernel.py:{n}" for n in range(10, 15)}
+    assert {(e["args"]["line"], e["args"]["op"]) for e in on_pes} == {
+        ("kernel.py:10", "read"),
+        ("kernel.py:11", "gemm"),
+        ("kernel.py:12", "exp"),
+        ("kernel.py:13", "write"),
+        ("kernel.py:14", "add"),
+    }
+
+
+@pytest.mark.parametrize("limit", [10**6, 1])
+def test_every_source_line_has_a_thread_with_its_sums(timeline, tmp_path, limit):
+    _, events = written(timeline, tmp_path, limit=limit)
+    threads = {(e["pid"], e["tid"]): e["args"]["name"] for e in events if e["name"] == "thread_name"}
+    shown = {}
+    for e in events:
+        if e["ph"] == "X" and "share" in e["args"]:
+            line = e["args"]["line"]
+            assert threads[e["pid"], e["tid"]] == f"line {line}"
+            assert e["name"] == f"{line} {e['args']['op']}"
+            shown.setdefault(line, []).append(e)
+    profile = {f"{entry.file}:{entry.line}": entry for entry in line_profile(timeline)}
+    assert set(shown) == set(profile)
+    for line, slices in shown.items():
+        assert len(slices) == 2  # a launch on each rank
+        for key in ("ops", "bytes", "flops"):
+            assert sum(e["args"].get(key, 0) for e in slices) == getattr(profile[line], key)
+        assert round(sum(e["args"]["busy_us"] for e in slices) * 1e6) == profile[line].busy_ps
+    assert sum(e["args"]["share"] for slices in shown.values() for e in slices) == pytest.approx(2, abs=1e-3)
+    ops, launch = timeline.ops, next(c for c in timeline.commands if c.bound.kind == "launch" and c.bound.rank == 0)
+    span = slice(launch.first, launch.first + launch.bound.count)
+    reads = ops.line[span] == 0
+    (first,) = [e for e in shown["kernel.py:10"] if e["pid"] == 1]
+    assert round(first["ts"] * 1e6) == ops.start[span][reads].min()
+    assert round((first["ts"] + first["dur"]) * 1e6) == ops.finish[span][reads].max()
 
 
 def test_processes_and_threads_are_named(timeline, tmp_path):
@@ -64,7 +98,7 @@ def test_merging_keeps_the_work(timeline, tmp_path):
     ops = timeline.ops
     for limit, level in ((10**6, 0), (180, 1), (40, 2), (33, 3)):
         merged, events = written(timeline, tmp_path, limit=limit)
-        on_pes = [e for e in events if e["ph"] == "X" and "kernel" in e["args"]]
+        on_pes = [e for e in events if e["ph"] == "X" and "kernel" in e["args"] and "share" not in e["args"]]
         assert merged == MERGED[level] and len(on_pes) <= limit
         assert sum(e["args"].get("ops", 1) for e in on_pes) == (ops.kind <= Activity.VECTOR).sum()
         assert sum(e["args"].get("flops", 0) for e in on_pes) == ops.flops.sum()

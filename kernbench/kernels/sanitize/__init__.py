@@ -1,4 +1,5 @@
-"""Checks of a kernel while it runs: uninitialised reads, races, wrapping offsets, the origin of a NaN, spinning.
+"""Checks of a kernel while it runs: uninitialised reads, races, wrapping offsets, the origin of a NaN, misaligned
+tensor descriptors.
 
 One switch turns them on, for everything that is launched meanwhile::
 
@@ -10,7 +11,8 @@ One switch turns them on, for everything that is launched meanwhile::
 and so do ``KERNBENCH_CHECK=1`` (or a list of names, ``KERNBENCH_CHECK=race,nan``),
 ``RuntimeContext.open(check=True)``, ``kernbench run --check`` and ``pytest --kb-check``. A finding is a
 :class:`KernelFault` with the source line; the origin of a NaN is a :class:`NumericWarning` unless ``nan="fault"``.
-Accesses out of bounds are always faults. Checks change no record, and no value but for the last bits of sums.
+Accesses out of bounds and deadlocks are always faults. Checks change no record, and no value but for the last bits of
+sums.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-NAMES = ("uninitialised", "race", "overflow", "nan", "deadlock")
+NAMES = ("uninitialised", "race", "overflow", "nan", "alignment")
 
 
 class NumericWarning(UserWarning):

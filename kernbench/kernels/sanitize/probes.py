@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kernbench.kernels.descriptors import MARK
 from kernbench.kernels.errors import KernelFault
 from kernbench.kernels.numerics import NARROW, rounded
 from kernbench.kernels.ops_int import BITS, in_full
 from kernbench.kernels.plan import CARRIER, Compiler, Frame, Probe, element, where
 from kernbench.kernels.sanitize import Checks, NumericWarning
+from kernbench.kernels.sanitize.alignment import alignment
 from kernbench.kernels.sanitize.watch import coordinates
 from kernbench.kernels.slices import needed_sources
 from kernbench.kernels.ttir import Function, Op, Tensor, Value
@@ -36,6 +38,8 @@ _MAKERS = frozenset(
     {"tt.dot", "tt.reduce", "tt.scan", "tt.precise_divf", "tt.precise_sqrt", "tt.extern_elementwise", "tt.clampf"}
     | {"tt.fp_to_fp"}
 )
+PROBED = frozenset({"nan", "overflow", "alignment"})
+"""Checks that have steps of their own."""
 _WHOLE = frozenset({"tt.dot", "tt.reduce", "tt.scan"})
 """Operations whose elements depend on many elements of their operands."""
 
@@ -44,7 +48,7 @@ _WHOLE = frozenset({"tt.dot", "tt.reduce", "tt.scan"})
 def probing(checks: Checks | None) -> Iterator[None]:
     """Plans compiled meanwhile have the steps that ``checks`` ask for."""
     before = Probe.on
-    Probe.on = None if checks is None or not checks.names & {"nan", "overflow"} else lambda c, op: attach(c, op, checks)
+    Probe.on = None if checks is None or not checks.names & PROBED else lambda c, op: attach(c, op, checks)
     try:
         yield
     finally:
@@ -55,6 +59,8 @@ def attach(c: Compiler, op: Op, checks: Checks) -> None:
     """Add what an operation needs."""
     if "overflow" in checks.names and op.name in _WIDE and op.results[0] in offsets(c.function):
         overflow(c, op)
+    if "alignment" in checks.names and op.name == MARK:
+        alignment(c, op)
     if "nan" not in checks.names:
         return
     if op.name == "tt.store" and _is_float(op.operands[1]):

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 Events = NDArray[np.int32]
 _LIMIT = 1 << 30
 """Events before the numbers start over."""
+FLAGS = frozenset({"kb.signal", "kb.wait"})
 MANY_LANES = 64
 """An atomic on more lanes keeps one clock for its whole allocation: it may order too much, never too little."""
 
@@ -125,9 +126,15 @@ class Races:
         self._site: list[tuple[Access, str]] = []
         self._released: dict[int, NDArray[np.int32]] = {}
         """Address -> the clock that the next acquire there takes over."""
+        self._dense = True
+        """No other launch has had events since the first: those of other ranks, which run in between, have."""
         self._running = -1
         self._known = np.zeros(grid[0] * grid[1] * grid[2] if ordered else 0, np.int32)
         """int32[programs]: how much of each other program the running one knows to be done."""
+        self._paused: dict[int, NDArray[np.int32]] = {}
+        """The same of programs whose turn it is not."""
+        self._gathered: dict[int, NDArray[np.int32]] = {}
+        """Barrier -> what all who have come to it know."""
 
     def touch(
         self, a: Access, w: Window, allocation: Allocation, programs: NDArray[np.int64], loads: bool, stores: bool
@@ -140,7 +147,7 @@ class Races:
         active = w.active()
         if not active.any():
             return
-        atomic = (loads and stores) or bool(a.op.attrs.get("isVolatile"))
+        atomic = (loads and stores) or a.op.name in FLAGS or bool(a.op.attrs.get("isVolatile"))
         if self.ordered:
             self._turn(int(programs[0]))
             if atomic:
@@ -238,6 +245,7 @@ class Races:
         global _next
         start, _next = _next, _next + len(programs)
         at = len(self._program)
+        self._dense &= start == self.first + at
         if at == self._log.shape[1]:
             self._log = np.concatenate([self._log, np.zeros_like(self._log)], axis=1)
         clock = int(self._known[self._running]) if self.ordered else 0
@@ -252,15 +260,16 @@ class Races:
 
     def _operation(self, events: NDArray[Any]) -> NDArray[np.int64]:
         """Which operation each event belongs to. Of one program, each is an event."""
-        if self.ordered:
+        if self.ordered and self._dense:
             return np.asarray(events - self.first, np.int64)
-        return np.searchsorted(self._log[0, : len(self._program)], events, "right") - 1
+        found = np.searchsorted(self._log[0, : len(self._program)], events, "right") - 1
+        return np.asarray(np.maximum(found, 0), np.int64)
 
     def _owner(self, events: Any) -> NDArray[np.int64]:
         """The program of each event."""
         events = np.asarray(events).reshape(np.shape(events) or (1,))
         if self.ordered:
-            return np.asarray(self._owners[events - self.first])
+            return np.asarray(self._owners[self._operation(events)])
         starts = self._log[0, : len(self._program)]
         low = int(np.searchsorted(starts, int(events.min()), "right")) - 1
         high = int(np.searchsorted(starts, int(events.max()), "right"))
@@ -268,9 +277,38 @@ class Races:
 
     def _turn(self, program: int) -> None:
         if program != self._running:
+            if self._running >= 0:
+                self._paused[self._running] = self._known
             self._running = program
-            self._known = np.zeros_like(self._known)
-            self._known[program] = 1
+            known = self._paused.pop(program, None)
+            if known is None:
+                known = np.zeros_like(self._known)
+                known[program] = 1
+            self._known = known
+
+    def ended(self, program: int) -> None:
+        """A program is over."""
+        self._paused.pop(program, None)
+        if self._running == program:
+            self._running = -1
+
+    def acquired(self, a: Access, w: Window, allocation: Allocation, program: int) -> None:
+        """A program has waited for a flag: it knows what those who signalled it knew."""
+        if self.ordered:
+            self._turn(program)
+            self._acquire(a, w, allocation)
+
+    def arrived(self, program: int, barrier: object) -> None:
+        """A program has come to a barrier."""
+        self._turn(program)
+        before = self._gathered.get(id(barrier))
+        self._gathered[id(barrier)] = self._known.copy() if before is None else np.maximum(before, self._known)
+        self._known[program] += 1
+
+    def released(self, program: int, barrier: object) -> None:
+        """It goes on: it knows what all knew that have come."""
+        self._turn(program)
+        np.maximum(self._known, self._gathered[id(barrier)], out=self._known)
 
     def _places(self, w: Window, allocation: Allocation) -> list[int]:
         address, keep = w.lanes()
@@ -284,7 +322,7 @@ class Races:
                     np.maximum(self._known, self._released[place], out=self._known)
 
     def _release(self, a: Access, w: Window, allocation: Allocation) -> None:
-        if _semantics(a) not in ("release", "acq_rel") or a.op.name == "tt.load":
+        if _semantics(a) not in ("release", "acq_rel") or a.op.name in ("tt.load", "kb.wait"):
             return
         for place in self._places(w, allocation):
             before = self._released.get(place)

@@ -24,19 +24,8 @@ if TYPE_CHECKING:
     from kernbench.kernels.ops_memory import Access
 
 
-LOADS = frozenset({"tt.load"})
+LOADS = frozenset({"tt.load", "kb.wait"})
 STORES = frozenset({"tt.store"})
-
-
-PATIENCE = 5000
-"""Times that a program may find the same value at an address it spins on. Programs that synchronise run one after the
-other here, so a value that it does not change itself never changes."""
-
-
-def spinning(functions: Iterable[Function]) -> frozenset[Op]:
-    """Atomics inside while loops: what a program can wait with."""
-    loops = (op for function in functions for op in function.walk() if op.name == "scf.while")
-    return frozenset(inner for loop in loops for inner in loop.walk() if inner.name in ATOMICS)
 
 
 def orders(functions: Iterable[Function]) -> bool:
@@ -75,10 +64,6 @@ class Watch:
     origins: dict[tuple[Op, int], tuple[int, str, int]] = field(default_factory=dict)
     """(operation, program) -> when it first made a NaN or inf, which of them, and in which element."""
     warned: set[Op] = field(default_factory=set)
-    spins: frozenset[Op] = frozenset()
-    """Operations that a program can wait with; empty where nobody looks for that."""
-    waited: dict[tuple[Op, int, int, bytes], int] = field(default_factory=dict)
-    """(operation, program, address, bytes found there) -> how often, since the latest store."""
 
     def __post_init__(self) -> None:
         if "race" in self.checks.names:
@@ -96,12 +81,10 @@ class Watch:
         Raises:
             KernelFault: it reads what nobody wrote, or races with another program.
         """
-        loads = a.op.name not in STORES
+        loads = a.op.name not in STORES and a.op.attrs.get("how") != "set"
         stores = a.op.name not in LOADS
-        if self.spins:
-            self._waits(f, a, w, allocations, loads and stores)
         for members, allocation in allocations:
-            part = w if members is None or len(members) == w.programs else w.select(members)
+            part = w.of(members, allocation)
             if w.trips is not None:
                 self.fused.setdefault(a.op, {})[allocation.base] = allocation
             if allocation.unwritten is not None:
@@ -117,6 +100,26 @@ class Watch:
                 chosen = programs if members is None or w.programs == 1 else programs[members]
                 for now in iterations(part):
                     self.races.touch(a, now, allocation, chosen, loads, stores)
+
+    def acquired(self, f: Frame, a: Access, w: Window, allocation: Allocation) -> None:
+        """A program has waited for a flag."""
+        if self.races is not None and allocation.base in self.written:
+            self.races.acquired(a, w, allocation, int(self.programs(f)[0]))
+
+    def arrived(self, f: Frame, barrier: object) -> None:
+        """A program has come to a barrier."""
+        if self.races is not None:
+            self.races.arrived(int(self.programs(f)[0]), barrier)
+
+    def released(self, f: Frame, barrier: object) -> None:
+        """It goes on, now that all have come."""
+        if self.races is not None:
+            self.races.released(int(self.programs(f)[0]), barrier)
+
+    def ended(self, program: int) -> None:
+        """A program is over, in a launch where they run one by one or in turns."""
+        if self.races is not None:
+            self.races.ended(program)
 
     def end(self) -> None:
         """The launch is over: memory written as a whole need not be watched any more."""
@@ -151,30 +154,6 @@ class Watch:
             "to it first, or mask the element out."
         )
 
-    def _waits(self, f: Frame, a: Access, w: Window, allocations: Owners, atomic: bool) -> None:
-        """Count what a program finds where it spins."""
-        if not atomic:
-            if a.op.name in STORES:
-                self.waited.clear()
-            return
-        if a.op not in self.spins or f.count != 1 or not allocations:
-            return
-        allocation, address = allocations[0][1], int(w.reach()[0][0])
-        at = address - allocation.base
-        program = int(self.programs(f)[0])
-        key = (a.op, program, address, allocation.bytes[at : at + a.itemsize].tobytes())
-        self.waited[key] = count = self.waited.get(key, 0) + 1
-        if count < PATIENCE:
-            return
-        value = np.frombuffer(key[3], a.storage)[0]
-        raise KernelFault(
-            f"{where(a.op.loc)}: kernel '{self.name}', program {coordinates(program, self.grid)}: deadlock: it waits "
-            f"for {target(a)}, element {at // a.itemsize} of '{allocation.name}': {count} times it was {value}. "
-            "Programs that synchronise run one after the other, in program order: only an earlier program can release "
-            "another. See that every lock is freed on all paths, that its memory starts at zero, and that no program "
-            "waits for a later one."
-        )
-
     def _wrote(self, a: Access, w: Window, allocation: Allocation) -> None:
         assert allocation.unwritten is not None
         clear = np.zeros((1,) * (len(w.dims) + 1), f"u{a.itemsize}")
@@ -198,10 +177,8 @@ def checked(
     """
     ordered = "race" in checks.names and (prepared.serial or orders(prepared.functions.values()))
     watch = launch.watch = Watch(checks, launch.name, launch.grid, launch.written, ordered)
-    if "deadlock" in checks.names:
-        watch.spins = spinning(prepared.functions.values())
     shuffle = None
-    if checks.shuffle is not None and enable_data:
+    if checks.shuffle is not None and enable_data and not prepared.communicates:
         from kernbench.kernels.sanitize.shuffle import Shuffle
 
         shuffle = Shuffle(launch.space, launch.written)

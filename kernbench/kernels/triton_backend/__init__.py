@@ -55,12 +55,17 @@ class _AfterTriton:
         if name != "triton":
             return None
         sys.meta_path.remove(self)
-        spec = find_spec("triton")
+        try:
+            spec = find_spec("triton")
+        finally:
+            sys.meta_path.insert(0, self)  # whoever only asks for the spec does not import
         if spec is None or spec.loader is None:
             return spec
         execute = spec.loader.exec_module
 
         def exec_module(module: ModuleType) -> None:
+            if self in sys.meta_path:
+                sys.meta_path.remove(self)
             execute(module)
             if _following:
                 _take_over()

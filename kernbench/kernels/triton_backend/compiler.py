@@ -8,6 +8,8 @@ from typing import Any
 import triton.backends.compiler as base
 from triton._C.libtriton import ir, passes
 
+from kernbench.kernels.errors import KernelError
+from kernbench.kernels.kernel import Kernel
 from kernbench.kernels.triton_backend import NAME, impersonated
 
 _DEFAULTS: dict[str, Any] = {
@@ -56,6 +58,8 @@ _DEFAULTS: dict[str, Any] = {
 class Options:
     """Compile options; an attribute each, because Triton looks for an option's name in ``__dict__``."""
 
+    num_stages: int
+
     def __init__(self, given: dict[str, Any]) -> None:
         known = {name: given[name] for name in _DEFAULTS if given.get(name) is not None}
         self.__dict__.update(_DEFAULTS | known)
@@ -86,6 +90,14 @@ def to_ttir(module: Any) -> Any:
     return module
 
 
+def scratchpad(text: str, num_stages: int) -> int:
+    """Bytes of scratchpad that a program needs; 0 for one that cannot run, which its launch then refuses."""
+    try:
+        return Kernel("", text, num_stages).tcm.nbytes
+    except KernelError:
+        return 0
+
+
 class KernBenchBackend(base.BaseBackend):
     """Stages: ``ttir`` (a module), then ``kernbench`` (its text as bytes)."""
 
@@ -96,7 +108,8 @@ class KernBenchBackend(base.BaseBackend):
         return target.backend == NAME or bool(impersonated)
 
     def hash(self) -> str:
-        return f"{NAME}-ttir-1"
+        # Triton's disk cache keeps a target with each kernel, so kernels of different targets must not be mixed up.
+        return f"{NAME}-ttir-2-{self.target.backend}-{self.target.arch}"
 
     def parse_options(self, options: dict) -> Options:
         return Options(options)
@@ -106,9 +119,11 @@ class KernBenchBackend(base.BaseBackend):
             raise NotImplementedError("KernBench runs triton.language kernels: rewrite this Gluon kernel with tl")
 
         def finish(module: Any, metadata: dict) -> bytes:
+            text = str(module)
             metadata["name"] = module.get_entry_func_name()
-            metadata["shared"] = 0
-            return str(module).encode()
+            # Host code written for GPUs divides by it; Triton itself need not check it (see the driver).
+            metadata["shared"] = 0 if self.target.backend == NAME else scratchpad(text, options.num_stages)
+            return text.encode()
 
         stages["ttir"] = lambda module, metadata: to_ttir(module)
         stages["kernbench"] = finish

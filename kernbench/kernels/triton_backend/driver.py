@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,10 +19,15 @@ from kernbench.kernels import device as devices
 from kernbench.kernels.foreign import HostArray
 from kernbench.kernels.kernel import Kernel
 from kernbench.kernels.launch import launch
-from kernbench.kernels.triton_backend import NAME, impersonated
+from kernbench.kernels.triton_backend import NAME, impersonated, tuning
 
 _tuners: weakref.WeakSet[Any] = weakref.WeakSet()
 """Autotuners that chose by simulated time. What they chose holds for one context's machine only."""
+
+GPU_PROPERTIES = {"warpSize": 32, "max_num_regs": 65536}
+"""What GPUs have and no PE has: host code divides by it to choose a grid."""
+GPU_REGISTERS = 32
+"""Registers a thread, of any kernel: as many as leave a GPU of the last ten years full."""
 
 
 class _Utils:
@@ -29,11 +35,12 @@ class _Utils:
 
     def load_binary(self, name: str, binary: bytes, shared: int, device: Any) -> tuple[None, bytes, int, int, int]:
         # No module: Triton would ask whichever driver is active when it dies to unload it.
-        return None, binary, 0, 0, 2**30
+        return None, binary, GPU_REGISTERS if impersonated else 0, 0, 2**30
 
     def get_device_properties(self, device: Any) -> dict[str, int]:
         # Scratchpad is checked at launch, against the machine of the rank that launches.
-        return {"max_shared_mem": 2**62, "multiprocessor_count": devices.current().target.pes, "warpSize": 1}
+        known = {"max_shared_mem": 2**62, "multiprocessor_count": devices.current().target.pes, "warpSize": 1}
+        return known | GPU_PROPERTIES if impersonated else known
 
 
 class Launcher:
@@ -41,12 +48,13 @@ class Launcher:
 
     def __init__(self, source: Any, metadata: Any) -> None:
         self.name = metadata.name
+        self.file = _file_of(source)
         self.num_stages = metadata.num_stages
         self.kernel: Kernel | None = None
         self.kinds = tuple(source.signature.values())
         self.flat = not any(isinstance(kind, tuple) or kind.startswith("tensordesc") for kind in self.kinds)
         self.runtime = [i for i, kind in enumerate(self.kinds) if kind != "constexpr"]
-        self.names = tuple(tuple(source.signature)[i] for i in self.runtime) if self.flat else ()
+        self.names = tuple(_names(source.signature, self.kinds))
         self.constexprs = {
             name: value
             for name, kind, value in zip(source.signature, self.kinds, _constants(source), strict=True)
@@ -67,7 +75,10 @@ class Launcher:
         *args: Any,
     ) -> None:
         if self.kernel is None:
-            self.kernel = Kernel(self.name, function.decode(), self.num_stages, self.constexprs, names=self.names)
+            self.kernel = Kernel(
+                self.name, relocated(function.decode(), self.file), self.num_stages, self.constexprs, names=self.names
+            )
+        tuning.launching(self.kernel)
         if enter_hook is not None:
             enter_hook(launch_metadata)
         values = [args[i] for i in self.runtime] if self.flat else list(_flatten(self.kinds, args))
@@ -84,8 +95,38 @@ def launcher(source: Any, metadata: Any) -> Launcher:
     return made
 
 
+def _file_of(source: Any) -> str:
+    """Where the kernel's source lies; empty where it was read as IR."""
+    function = getattr(getattr(source, "fn", None), "fn", None)
+    return getattr(getattr(function, "__code__", None), "co_filename", "")
+
+
+def relocated(text: str, file: str) -> str:
+    """TTIR whose locations name a kernel's file where it lies now. Triton keeps compiled kernels by their source text,
+    and with them where that lay when it was compiled first."""
+    name = os.path.basename(file)
+    for path in set(re.findall(r'loc\("([^"]+)":', text)):
+        if path != file and os.path.basename(path) == name and not os.path.exists(path):
+            text = text.replace(f'loc("{path}":', f'loc("{file}":')
+    return text
+
+
 def _constants(source: Any) -> list[Any]:
     return [source.constants.get((i,)) for i in range(len(source.signature))]
+
+
+def _names(names: Iterable[str], kinds: Sequence[Any]) -> Iterator[str]:
+    """What Triton calls the runtime arguments since it writes their names into TTIR (3.6): ``x``, ``pair.0``,
+    ``desc.shape.1``."""
+    for name, kind in zip(names, kinds, strict=True):
+        if isinstance(kind, tuple):
+            yield from _names((f"{name}.{i}" for i in range(len(kind))), kind)
+        elif kind.startswith("tensordesc"):
+            rank = kind[: kind.index("]")].count(",") + 1
+            yield name
+            yield from (f"{name}.{what}.{axis}" for what in ("shape", "stride") for axis in range(rank))
+        elif kind != "constexpr":
+            yield name
 
 
 def _flatten(kinds: Sequence[Any], args: Sequence[Any]) -> Any:
@@ -104,14 +145,34 @@ def _flatten(kinds: Sequence[Any], args: Sequence[Any]) -> Any:
             yield arg
 
 
-def simulated_time(fn: Callable[[], Any], *, quantiles: Sequence[float] | None = None, **_: Any) -> Any:
-    """Triton's ``do_bench``: simulated milliseconds of ``fn``, alone on an idle machine. One run says it all, so every
-    quantile is the same number."""
+def simulated_time(
+    fn: Callable[[], Any],
+    warmup: Any = None,
+    rep: Any = None,
+    grad_to_none: Any = None,
+    quantiles: Sequence[float] | None = None,
+    return_mode: str = "mean",
+    **_: Any,
+) -> Any:
+    """Triton's ``do_bench`` and ``do_bench_cudagraph``: simulated milliseconds of what ``fn`` launches, alone on an
+    idle machine. One run says it all: every quantile, the mean, minimum, maximum and median are the same number, and
+    "all" is a list of one.
+
+    Raises:
+        ValueError: a ``return_mode`` that Triton does not know.
+    """
+    if return_mode not in ("min", "max", "mean", "median", "all"):
+        raise ValueError(f"return_mode={return_mode!r}: expected 'min', 'max', 'mean', 'median' or 'all'")
     for cell in getattr(fn, "__closure__", None) or ():
         if isinstance(cell.cell_contents, triton.runtime.Autotuner):
             _tuners.add(cell.cell_contents)
-    milliseconds = devices.current().benchmark(fn)
-    return milliseconds if quantiles is None else [milliseconds] * len(quantiles)
+    if triton.knobs.runtime.interpret:  # no kernel is recorded, so none has a time
+        milliseconds = 0.0
+    else:
+        milliseconds = devices.current().benchmark(fn)
+    if quantiles is not None:
+        return [milliseconds] * len(quantiles) if len(quantiles) != 1 else milliseconds
+    return [milliseconds] if return_mode == "all" else milliseconds
 
 
 class KernBenchDriver(base.DriverBase):
@@ -177,19 +238,22 @@ def _taking_arrays(run: Callable[..., Any]) -> Callable[..., Any]:
     return with_arrays
 
 
-_before: dict[str, Any] | None = None
+_before: list[tuple[Any, dict[str, Any]]] | None = None
+"""(object, attributes) as they were before :func:`take_over`, Triton's driver first."""
 
 
 def take_over() -> None:
     """Make KernBench Triton's active driver and ``triton.testing.do_bench`` simulated time."""
     global _before
+    import triton.language
     import triton.testing
+    from triton.compiler.code_generator import CodeGenerator
     from triton.runtime import driver as config
 
     if triton.knobs.runtime.interpret:
         warnings.warn(
-            "TRITON_INTERPRET is set, so kernels made now run in Triton's interpreter, which cannot read simulated "
-            "memory and has no time: unset it to run them in KernBench",
+            "TRITON_INTERPRET is set: kernels run in Triton's interpreter, on the simulated memory but without "
+            "simulated time",
             RuntimeWarning,
             stacklevel=4,
         )
@@ -197,23 +261,45 @@ def take_over() -> None:
     for tuner in _tuners:
         tuner.cache.clear()
     if _before is None:
-        run = triton.runtime.JITFunction.run
-        _before = {"config": dict(config.__dict__), "do_bench": triton.testing.do_bench, "run": run}
-        triton.runtime.JITFunction.run = _taking_arrays(run)
+        _before = [(config, dict(config.__dict__))]
+        _replace(triton.runtime.JITFunction, "run", _taking_arrays)
+        _replace(triton.runtime.Autotuner, "run", tuning.watched_run)
+        _replace(triton.runtime.Autotuner, "_bench", tuning.watched_bench)
+        for name in ("do_bench", "do_bench_cudagraph"):
+            _replace(triton.testing, name, lambda _: simulated_time)
+        skipped = triton.language.core.builtin(_no_breakpoint)
+        _replace(CodeGenerator, "builtin_namespace", lambda names: names | {"breakpoint": skipped})
+        if triton.knobs.runtime.interpret:
+            from triton.runtime import interpreter
+
+            from kernbench.kernels.triton_backend.interpreted import on_simulated_memory, with_floats
+
+            _replace(interpreter.GridExecutor, "__call__", on_simulated_memory)
+            _replace(interpreter, "_implicit_cvt", with_floats)
         config.set_active(KernBenchDriver())
-        triton.testing.do_bench = simulated_time
+
+
+def _no_breakpoint(_semantic: Any = None, _builder: Any = None) -> None:
+    """``breakpoint()`` in a kernel that is compiled: it stops in Triton's interpreter only."""
+
+
+def _replace(owner: Any, name: str, made: Callable[[Any], Any]) -> None:
+    """Put ``made(before)`` in an attribute's place until :func:`give_back`."""
+    assert _before is not None
+    before = getattr(owner, name)
+    _before.append((owner, {name: before}))
+    setattr(owner, name, made(before))
 
 
 def give_back() -> None:
     """Undo :func:`take_over`."""
     global _before
-    import triton.testing
-    from triton.runtime import driver as config
-
     if _before is not None:
-        config.__dict__.update(_before["config"])
-        triton.testing.do_bench = _before["do_bench"]
-        triton.runtime.JITFunction.run = _before["run"]
+        (config, attributes), *replaced = _before
+        config.__dict__.update(attributes)
+        for owner, names in replaced:
+            for name, before in names.items():
+                setattr(owner, name, before)
         _before = None
 
 

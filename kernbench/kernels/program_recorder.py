@@ -1,0 +1,90 @@
+"""Writes down one program of a launch whose programs run in turns."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kernbench.kernels.recorder import Columns, Deps, Index, Layout, Recorder, RowKind
+from kernbench.sim_engine.oplog import Awaits, OpKind, ProgramBlock, Token
+
+Mark = tuple[int, dict[int, Deps], dict[int, Deps], int, int]
+
+
+class ProgramRecorder(Recorder):
+    """Rows of one program; :meth:`finish` adds them to those of the whole launch.
+
+    Args:
+        whole: the launch's recorder.
+        token: what the tokens of this program begin with: SIP, launch and program.
+    """
+
+    def __init__(self, whole: Recorder, token: tuple[int, int, int]) -> None:
+        super().__init__()
+        self._blocks = whole._blocks
+        self._token = token
+        self._unsignalled: list[int] = []
+        """Rows that read or wrote memory since the latest signal."""
+        self.awaits: dict[int, tuple[Token, ...]] = {}
+        self.targets: dict[int, tuple[int, int, int]] = {}
+        self.sources: dict[int, int] = {}
+        """Rows that copy from memory to memory -> the address they copy from."""
+        self.begin(1)
+
+    def add(
+        self,
+        kind: RowKind,
+        deps: Deps,
+        members: Index | None,
+        layout: Layout | None = None,
+        columns: Columns | None = None,
+        chained: bool = False,
+    ) -> Deps:
+        rows = super().add(kind, deps, members, layout, columns, chained)
+        if kind.kind in (OpKind.READ, OpKind.WRITE, OpKind.ATOMIC):
+            self._unsignalled += rows
+        return rows
+
+    def signal(self, kind: RowKind, deps: Deps) -> Token:
+        """A row that says: all that was read so far is here, all that was written has arrived."""
+        done, self._unsignalled = self._unsignalled, []
+        return self.token(self.add(kind, tuple(sorted({*deps, *done})), None))
+
+    def receive(self, kind: RowKind, deps: Deps, awaits: tuple[Token, ...]) -> Deps:
+        """A row that waits for rows of other programs."""
+        rows = self.add(kind, deps, None)
+        self.awaits[rows[0]] = awaits
+        return rows
+
+    def send(self, kind: RowKind, deps: Deps, target: tuple[int, int, int], awaits: tuple[Token, ...]) -> Token:
+        """A row that sends to a program of a SIP so many bytes."""
+        rows = self.receive(kind, deps, awaits)
+        self.targets[rows[0]] = target
+        return self.token(rows)
+
+    def token(self, rows: Deps) -> Token:
+        """What others know a row by."""
+        return (*self._token, rows[0])
+
+    def mark(self) -> Mark:
+        """Where the program is now, for :meth:`rewind`."""
+        return len(self._rows), dict(self.stored), dict(self.readers), len(self._choices), len(self._unsignalled)
+
+    def rewind(self, mark: Mark) -> None:
+        """Forget the rows since then."""
+        rows, self.stored, self.readers, choices, unsignalled = mark
+        del self._rows[rows:], self._choices[choices:], self._unsignalled[unsignalled:]
+
+
+def add_crossings(blocks: list[ProgramBlock], recorders: dict[int, ProgramRecorder]) -> None:
+    """Fill in what rows wait for in other programs, and where they send to. ``recorders``: by program."""
+    for block in blocks:
+        mine = [recorders[p] for p in block.programs.tolist()]
+        for number, row in enumerate(block.rows):
+            found = [recorder.awaits.get(number, ()) for recorder in mine]
+            if any(found):
+                ptr = np.cumsum([0, *map(len, found)]).astype(np.int64)
+                row.awaits = Awaits(ptr, np.array([t for tokens in found for t in tokens], np.int64).reshape(-1, 4))
+            if number in mine[0].sources:
+                row.source = np.array([recorder.sources[number] for recorder in mine], np.int64)
+            if row.kind == OpKind.SEND:
+                row.target = np.array([recorder.targets[number] for recorder in mine], np.int64)

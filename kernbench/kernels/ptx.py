@@ -1,0 +1,374 @@
+"""PTX, as far as inline assembly in kernels uses it: straight-line code on registers, with predicates.
+
+A register is an array of bits, one element for each group of packed elements; a predicate register holds 0 or 1.
+Instructions are read once, when a kernel is compiled; one that is not known is refused then.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from kernbench.kernels import directed, special
+
+Bits = NDArray[Any]
+Registers = dict[str, Bits]
+
+_FLOAT: dict[str, Any] = {
+    "f16": np.float16,
+    "bf16": ml_dtypes.bfloat16,
+    "f32": np.float32,
+    "f64": np.float64,
+    "e4m3": ml_dtypes.float8_e4m3fn,
+    "e5m2": ml_dtypes.float8_e5m2,
+}
+_WIDTH = {"f16": 2, "bf16": 2, "f32": 4, "f64": 8, "e4m3": 1, "e5m2": 1}
+_LARGEST = {"f16": 65504.0, "bf16": 3.3895313892515355e38, "e4m3": 448.0, "e5m2": 57344.0}
+_UNARY: dict[str, Callable[[Any], Any]] = {
+    "abs": np.abs, "neg": np.negative, "ex2": np.exp2, "lg2": np.log2, "sqrt": np.sqrt, "sin": np.sin, "cos": np.cos,
+    "tanh": np.tanh, "rsqrt": special.rsqrt, "rcp": lambda x: (1 / x).astype(x.dtype), "not": np.invert,
+    "popc": np.bitwise_count, "clz": lambda x: _leading_zeros(x), "brev": lambda x: _reversed(x),
+}  # fmt: skip
+_BINARY: dict[str, Callable[[Any, Any], Any]] = {
+    "add": np.add, "sub": np.subtract, "mul": np.multiply, "min": np.fmin, "max": np.fmax, "div": np.divide,
+    "and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor, "copysign": lambda x, y: np.copysign(y, x),
+    "rem": lambda x, y: x - y * _quotient(x, y),
+}  # fmt: skip
+_ROUNDINGS = frozenset(["rm", "rmi", "rn", "rna", "rni", "rp", "rpi", "rz", "rzi"])
+_MODIFIERS = _ROUNDINGS | {"approx", "ftz", "full", "lo", "NaN", "relu", "sat", "satfinite"}
+_COMPARE: dict[str, Callable[[Any, Any], Any]] = {
+    "eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal,
+}  # fmt: skip
+_UNSIGNED_COMPARE = {"lo": "lt", "ls": "le", "hi": "gt", "hs": "ge"}
+KNOWN = "mov, cvt, selp, setp, prmt, lop3, shifts, arithmetic, each also under a predicate"
+"""For messages."""
+
+
+def _type_of(part: str) -> tuple[str, int] | None:
+    """(kind, lanes) of a type suffix: ``f32``, ``f16x2``, ``u32``, ``b16`` ..."""
+    found = re.fullmatch(r"(bf16|f16|f32|f64|e4m3|e5m2|tf32|[usb](?:8|16|32|64))(x2|x4)?", part)
+    return (found[1], int((found[2] or "x1")[1:])) if found else None
+
+
+def _as(x: Bits, kind: str) -> Any:
+    """The low bits of a register as numbers: floats of at most 32 bits as float32."""
+    if kind in ("f64", "s64", "u64", "b64"):
+        return x.astype(np.uint64).view({"f": np.float64, "s": np.int64}.get(kind[0], np.uint64))
+    if kind in ("f32", "tf32"):
+        return x.astype(np.uint32).view(np.float32)
+    if kind in _FLOAT:
+        return x.astype(f"u{_WIDTH[kind]}").view(_FLOAT[kind]).astype(np.float32)
+    width = int(kind[1:]) // 8
+    return x.astype(f"u{width}").view(f"i{width}" if kind[0] == "s" else f"u{width}")
+
+
+def _bits(x: Any, kind: str) -> Bits:
+    if kind in _FLOAT:
+        return np.ascontiguousarray(np.asarray(x).astype(_FLOAT[kind])).view(f"u{_WIDTH[kind]}").astype(np.uint64)
+    if kind == "tf32":
+        return np.ascontiguousarray(x, np.float32).view(np.uint32).astype(np.uint64)
+    width = int(kind[1:]) // 8
+    return np.asarray(x).astype(np.int64 if kind[0] == "s" else np.uint64).astype(f"u{width}").astype(np.uint64)
+
+
+def _lanes(x: Bits, kind: str, lanes: int) -> list[Bits]:
+    width = 8 * _WIDTH.get(kind, 4)
+    return [(x >> np.uint64(width * i)) & np.uint64(2**width - 1) for i in range(lanes)] if lanes > 1 else [x]
+
+
+def _joined(parts: list[Bits], kind: str) -> Bits:
+    out = parts[0]
+    for i, part in enumerate(parts[1:], 1):
+        out = out | (part << np.uint64(8 * _WIDTH.get(kind, 4) * i))
+    return out
+
+
+def _convert(x: Any, source: str, target: str, how: set[str]) -> Any:
+    """A number of one PTX type as another."""
+    if target == "tf32":
+        bits = np.ascontiguousarray(x, np.float32).view(np.uint32).astype(np.uint64)
+        low: Any = np.uint64(0 if "rz" in how else 0x1000)
+        if "rn" in how:
+            low = np.uint64(0xFFF) + ((bits >> np.uint64(13)) & np.uint64(1))
+        finite = np.isfinite(x)
+        made = np.where(finite, (bits + low) & np.uint64(0xFFFFE000), bits).astype(np.uint32)
+        return made.view(np.float32)
+    if target in _FLOAT:
+        x = np.asarray(x)
+        if target in _LARGEST and "satfinite" in how:
+            x = np.clip(x, -_LARGEST[target], _LARGEST[target])
+        if "relu" in how:
+            x = np.where(x > 0, x, 0)
+        if "rz" in how and target in _LARGEST and source in ("f32", "f64"):
+            raw = x.astype(_FLOAT[target]).view(f"u{_WIDTH[target]}")
+            back = raw.view(_FLOAT[target]).astype(np.float64)
+            return (raw - (np.abs(back) > np.abs(x))).astype(raw.dtype).view(_FLOAT[target])
+        return x
+    if source in _FLOAT:
+        whole_number = np.rint if "rni" in how else np.floor if "rmi" in how else np.ceil if "rpi" in how else np.trunc
+        info = np.iinfo(f"{'i' if target[0] == 's' else 'u'}{int(target[1:]) // 8}")
+        x = np.nan_to_num(whole_number(np.asarray(x, np.float64)), nan=0.0, posinf=info.max, neginf=info.min)
+        top = np.nextafter(float(info.max), 0) if info.bits == 64 else info.max
+        return np.clip(x, info.min, top).astype(info.dtype)
+    if "sat" in how:
+        info = np.iinfo(f"{'i' if target[0] == 's' else 'u'}{int(target[1:]) // 8}")
+        return np.clip(x, info.min, info.max)
+    return x
+
+
+def _quotient(x: Any, y: Any) -> Any:
+    """Of integers, rounded towards zero as PTX has it; of floats, exact."""
+    if x.dtype.kind == "f":
+        return x / y
+    with np.errstate(divide="ignore"):
+        floor = x // y
+        return floor + ((x % y != 0) & ((x < 0) != (y < 0)))
+
+
+def _leading_zeros(x: Any) -> Any:
+    bits, left = 8 * x.dtype.itemsize, x.view(f"u{x.dtype.itemsize}").astype(np.uint64)
+    return sum(((left >> np.uint64(k)) == 0).astype(np.uint64) for k in range(bits))
+
+
+def _reversed(x: Any) -> Any:
+    bits, left = 8 * x.dtype.itemsize, x.astype(np.uint64)
+    return sum(((left >> np.uint64(k)) & np.uint64(1)) << np.uint64(bits - 1 - k) for k in range(bits))
+
+
+def _upper_half(x: Any, y: Any) -> Any:
+    """The upper half of the product of 16- or 32-bit integers."""
+    wide = np.int64 if x.dtype.kind == "i" else np.uint64
+    return (x.astype(wide) * y.astype(wide)) >> wide(8 * x.dtype.itemsize)
+
+
+def _byte_permute(a: Bits, b: Bits, selector: Bits) -> Bits:
+    both = (a & np.uint64(0xFFFFFFFF)) | (b << np.uint64(32))
+    out = np.zeros_like(both)
+    for i in range(4):
+        pick = (selector >> np.uint64(4 * i)) & np.uint64(15)
+        byte = (both >> ((pick & np.uint64(7)) * np.uint64(8))) & np.uint64(255)
+        byte = np.where(pick & np.uint64(8), np.where(byte & np.uint64(128), np.uint64(255), np.uint64(0)), byte)
+        out |= byte << np.uint64(8 * i)
+    return out
+
+
+def _lookup(a: Bits, b: Bits, c: Bits, table: Bits) -> Bits:
+    out = np.zeros_like(a | b | c)
+    chosen = int(np.asarray(table).reshape(-1)[0])
+    for i in range(8):
+        if chosen >> i & 1:
+            out |= (a if i & 4 else ~a) & (b if i & 2 else ~b) & (c if i & 1 else ~c)
+    return out & np.uint64(0xFFFFFFFF)
+
+
+def _comparison(parts: list[str], kind: str) -> Callable[..., Bits] | None:
+    """``setp``: 1 where two numbers compare so, further combined with a predicate where one is given."""
+    named = [p for p in parts if p in _COMPARE or p in _UNSIGNED_COMPARE or p.removesuffix("u") in _COMPARE or
+             p in ("num", "nan")]  # fmt: skip
+    joins = [p for p in parts if p in ("and", "or", "xor")]
+    if len(named) != 1 or set(parts) - {*named, *joins, "ftz"}:
+        return None
+    name = named[0]
+    test = _COMPARE.get(_UNSIGNED_COMPARE.get(name, name)) or _COMPARE.get(name.removesuffix("u"))
+    join = {"and": np.logical_and, "or": np.logical_or, "xor": np.logical_xor}[joins[0]] if joins else None
+
+    def compare(x: Bits, y: Bits, *also: Bits) -> Bits:
+        a, b = _as(x, kind), _as(y, kind)
+        unordered = (np.isnan(a) | np.isnan(b)) if kind in _FLOAT else np.False_
+        if test is None:
+            made = unordered if name == "nan" else ~np.asarray(unordered)
+        else:
+            made = test(a, b) & ~unordered if name in _COMPARE else test(a, b) | unordered
+        if join is not None:
+            made = join(made, also[0] != 0)
+        return np.asarray(made).astype(np.uint64)
+
+    return compare
+
+
+def _instruction(opcode: str) -> Callable[..., Bits] | None:
+    """What an opcode does to the bits of its sources; None where it is not known."""
+    name, *parts = opcode.split(".")
+    if name in _LOGIC and parts == ["pred"]:
+        return _LOGIC[name]
+    types = [t for p in parts if (t := _type_of(p))]
+    how = {p for p in parts if not _type_of(p)}
+    if not types:
+        return None
+    kind, lanes = types[0]
+    if name == "setp" and lanes == 1:
+        return _comparison([p for p in parts if not _type_of(p)], kind)
+    if name == "mul" and lanes == 1 and how in ({"hi"}, {"wide"}) and kind[1:] in ("16", "32"):
+        if how == {"hi"}:
+            return lambda x, y: _bits(_upper_half(_as(x, kind), _as(y, kind)), kind)
+        double = f"{kind[0]}{2 * int(kind[1:])}"
+        wide = np.int64 if kind[0] == "s" else np.uint64
+        return lambda x, y: _bits(_as(x, kind).astype(wide) * _as(y, kind).astype(wide), double)
+    if not how <= _MODIFIERS:
+        return None
+    if name == "mov":
+        return lambda x: x
+    if name == "selp":
+        return lambda x, y, p: np.asarray(np.where(p != 0, x, y))
+    if name == "cvt" and len(types) == 2:
+        source, target = types[1][0], kind
+        if lanes == 2 and types[1][1] == 1:  # two sources: the first becomes the upper half
+            return lambda hi, lo: _joined(
+                [_bits(_convert(_as(x, source), source, target, how), target) for x in (lo, hi)], target
+            )
+        return lambda x: _joined(
+            [_bits(_convert(_as(p, source), source, target, how), target) for p in _lanes(x, source, lanes)], target
+        )
+    if name == "prmt":
+        return _byte_permute
+    if name == "lop3":
+        return _lookup
+    if name in ("shl", "shr") and lanes == 1:
+        last = int(kind[1:]) - 1
+        shift = np.left_shift if name == "shl" else np.right_shift
+
+        def shifted(x: Bits, by: Bits) -> Bits:
+            number = _as(x, kind)
+            amount = np.minimum(by, np.uint64(last)).astype(number.dtype)
+            made = shift(number, amount)
+            return _bits(made if kind[0] == "s" and name == "shr" else np.where(by > last, 0, made), kind)
+
+        return shifted
+    numbers: Callable[..., Any] | None = _UNARY.get(name) or _BINARY.get(name)
+    if name in ("min", "max") and "NaN" in how:
+        numbers = np.minimum if name == "min" else np.maximum
+    if name == "div" and kind not in _FLOAT:
+        numbers = _quotient
+    if name in ("popc", "clz") and kind not in _FLOAT:
+        count = _UNARY[name]
+        return lambda x: np.asarray(count(_as(x, kind))).astype(np.uint64)
+    if name in ("fma", "mad"):
+        numbers = directed.fma if kind in _FLOAT else lambda x, y, z: x * y + z
+    if numbers is None:
+        return None
+    fn = numbers
+
+    def apply(*sources: Bits) -> Bits:
+        split = [_lanes(s, kind, lanes) for s in sources]
+        made = []
+        for lane in zip(*split, strict=True):
+            x = fn(*(_as(p, kind) for p in lane))
+            made.append(_bits(np.clip(x, 0, 1) if "sat" in how else x, kind))
+        return _joined(made, kind)
+
+    return apply
+
+
+_LOGIC: dict[str, Callable[..., Bits]] = {
+    "and": np.bitwise_and,
+    "or": np.bitwise_or,
+    "xor": np.bitwise_xor,
+    "not": lambda p: p ^ np.uint64(1),
+    "mov": lambda p: p,
+}
+"""Of predicates."""
+_INTEGER = re.compile(r"-?(?:0[xX][0-9a-fA-F]+|\d+)U?")
+_RAW = re.compile(r"0[fF][0-9a-fA-F]{8}|0[dD][0-9a-fA-F]{16}")
+_SPECIAL = re.compile(r"%(?:n?tid|n?ctaid|laneid|n?warpid|n?smid|clock|globaltimer|gridid|lanemask|pm)")
+"""Registers that say where or when a GPU's thread runs, which has no counterpart here."""
+_DECIMAL = re.compile(r"[-+]?(?:\d+\.\d*|\.\d+)(?:[eE][-+]?\d+)?|[-+]?\d+[eE][-+]?\d+")
+
+
+def _source(text: str, opcode: str) -> str | Bits:
+    """A register's name, or a literal's bits in an instruction of some type."""
+    if _DECIMAL.fullmatch(text):
+        kinds = [t[0] for p in opcode.split(".") if (t := _type_of(p))]
+        kind = next((k for k in reversed(kinds) if k in _FLOAT), "f32")
+        return _bits(np.array([float(text)]), kind)
+    if _RAW.fullmatch(text):
+        number = int(text[2:], 16)
+    elif _INTEGER.fullmatch(text):
+        number = int(text.rstrip("U"), 0)
+    else:
+        return text
+    return np.array([number & 0xFFFFFFFFFFFFFFFF], np.uint64)
+
+
+_ORDERING = ("griddepcontrol.wait", "griddepcontrol.launch_dependents")
+"""Instructions between launches, as Triton wrote ``gdc_wait`` before it had operations for them. Launches of a stream
+run one after the other here, so there is nothing to wait for."""
+
+
+class UnknownInstruction(Exception):
+    """The instruction, as it is written."""
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One instruction."""
+
+    apply: Callable[..., Bits]
+    targets: tuple[str, ...]
+    """Several: halves of the result, the low one first; a second one of ``setp`` gets the opposite."""
+    sources: tuple[str | Bits | tuple[str, ...], ...]
+    """Registers, literals, and registers to be joined, the low half first."""
+    guard: str = ""
+    """Predicate register under which it happens, or an empty string."""
+    negated: bool = False
+    opposite: bool = False
+
+
+class Program:
+    """Inline PTX, read.
+
+    Raises:
+        UnknownInstruction: it has one that is not known here.
+    """
+
+    def __init__(self, text: str) -> None:
+        text = re.sub(r"//[^\n]*|/\*.*?\*/", "", text, flags=re.S)
+        text = re.sub(r"\{([^{};]+)\}", r"<\1>", text)  # registers that are joined; what braces are left are scopes
+        lines = (" ".join(line.split()) for line in re.split(r"[;{}]", text))
+        self.steps = [_read(line) for line in lines if line and not line.startswith((".reg", *_ORDERING))]
+
+    def run(self, registers: Registers) -> None:
+        """Carry it out on registers, which it changes."""
+        half = np.uint64(16)
+        for step in self.steps:
+            given = [
+                registers[s[0]] | (registers[s[1]] << half)
+                if isinstance(s, tuple)
+                else registers[s]
+                if isinstance(s, str)
+                else s
+                for s in step.sources
+            ]
+            with np.errstate(all="ignore"):
+                made = step.apply(*given)
+            parts = [made]
+            if len(step.targets) == 2:
+                parts = [made, made ^ np.uint64(1)] if step.opposite else [made & np.uint64(0xFFFF), made >> half]
+            for target, part in zip(step.targets, parts, strict=True):
+                if step.guard:
+                    holds = (registers[step.guard] != 0) != step.negated
+                    part = np.where(holds, part, registers.get(target, np.uint64(0)))
+                registers[target] = part
+
+
+def _read(line: str) -> _Step:
+    guarded = re.fullmatch(r"@(!?)\s*([%$\w]+)\s+(.*)", line)
+    body = guarded[3] if guarded else line
+    opcode, _, rest = body.partition(" ")
+    operands = [o.strip() for o in re.findall(r"\s*(<[^>]*>|[^,]+)", rest)]
+    fn = (lambda *xs: xs[0]) if opcode.startswith("mov.") and "<" in rest else _instruction(opcode)
+    if fn is None or not operands or _SPECIAL.search(rest):
+        raise UnknownInstruction(line.replace("<", "{").replace(">", "}"))
+    opposite = opcode.startswith("setp.") and "|" in operands[0]
+    targets = _joined_names(operands[0]) or tuple(t.strip() for t in operands[0].split("|"))
+    sources = tuple(_joined_names(o) or _source(o, opcode) for o in operands[1:])
+    return _Step(fn, targets, sources, guarded[2] if guarded else "", bool(guarded and guarded[1]), opposite)
+
+
+def _joined_names(operand: str) -> tuple[str, ...]:
+    return tuple(r.strip() for r in operand.strip("<>").split(",")) if operand.startswith("<") else ()

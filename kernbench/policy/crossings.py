@@ -1,0 +1,142 @@
+"""Where kernels that communicate leave their device or their program: paths to other PEs and memories, and what ops
+wait for in other programs and launches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from kernbench.policy.mapping import pe_of_programs
+from kernbench.policy.patterns import PatternBook
+from kernbench.sim_engine.bound import FIXED, Int32s, Int64s
+from kernbench.sim_engine.oplog import Access, KernelRecord, OpKind, Placed, Row
+
+_ROW_BITS = 24
+
+
+@dataclass(slots=True)
+class Crossings:
+    """Of one launch.
+
+    Attributes:
+        number: the launch's, as tokens have it.
+        paths: int32[E], paths that its ops take besides those of its PEs to and from their own HBM.
+        op, token: int32[K] and int64[K, 4]: op of this launch, and the token it waits for.
+        key, published: int64[M] ascending and int32[M]: program and row of what others can wait for, and its op.
+    """
+
+    number: int
+    paths: Int32s
+    op: Int32s
+    token: Int64s
+    key: Int64s
+    published: Int32s
+
+    def find(self, program: Int64s, row: Int64s) -> Int64s:
+        """int64[N]: the ops, counted from the launch's first, that tokens name."""
+        return self.published[np.searchsorted(self.key, program << _ROW_BITS | row)].astype(np.int64)
+
+
+def needs(record: KernelRecord) -> set[tuple[int, int]]:
+    """(SIP, number) of the launches that a launch waits for."""
+    tokens = [row.awaits.tokens[:, :2] for block in record.blocks for row in block.rows if row.awaits is not None]
+    if not tokens:
+        return set()
+    return {(int(sip), int(number)) for sip, number in np.unique(np.concatenate(tokens), axis=0)}
+
+
+class Crosser:
+    """Collects the crossings of one launch of ``rank`` while its rows are expanded."""
+
+    def __init__(self, record: KernelRecord, book: PatternBook, rank: int) -> None:
+        self._record, self._book, self._machine, self._rank = record, book, book.machine, rank
+        self._paths: dict[int, int] = {}
+        self._ops: list[Int64s] = []
+        self._tokens: list[Int64s] = []
+        self._keys: list[Int64s] = []
+        self._published: list[Int64s] = []
+
+    def paths(self, peer: Int64s, pe: Int64s, writing: bool) -> Int32s:
+        """int32[N]: the paths of PEs to or from the HBM of SIPs, numbered after those of the launch's own PEs."""
+        machine, own = self._machine, self._machine.pe_paths(self._rank)
+        pairs, which = np.unique(np.stack([peer, pe], axis=1), axis=0, return_inverse=True)
+        numbers = [
+            on + machine.pes * writing
+            if sip == self._rank
+            else 2 * len(own[0]) + self._local(machine.peer_path(self._rank, on, sip, writing))
+            for sip, on in pairs.tolist()
+        ]
+        return np.array(numbers, np.int32)[np.ravel(which)]
+
+    def copies(self, row: Row, columns: Int64s, placed: Sequence[Placed]) -> tuple[Int32s, Int32s, Int64s]:
+        """(patterns, paths, bytes) of copies from this rank's memory to others'. ``columns``: the ops' programs, by
+        their places in the block."""
+        assert row.source is not None and row.access is not None
+        nbytes = int(np.prod(row.access.counts))
+        patterns, paths = np.zeros(len(columns), np.int32), np.zeros(len(columns), np.int32)
+        for i, column in enumerate(columns.tolist()):
+            source = Access.contiguous(int(row.source[column]), nbytes)
+            target = Access.contiguous(int(row.access.base[column]), nbytes)
+            peer = self._rank if row.peer is None else int(row.peer[column])
+            patterns[i] = self._book.exchange(source, placed, target, placed)
+            paths[i] = 2 * self._machine.pes + self._local(self._machine.exchange_path(self._rank, peer))
+        return patterns, paths, np.full(len(columns), nbytes, np.int64)
+
+    def messages(self, target: Int64s, pe: Int64s) -> tuple[Int32s, Int32s]:
+        """(patterns, paths) of messages from PEs to ``target`` (int64[N, 3]: SIP, program, bytes)."""
+        machine = self._machine
+        patterns, paths = np.full(len(pe), FIXED, np.int32), np.zeros(len(pe), np.int32)
+        to = pe_of_programs(target[:, 1], machine.pes)
+        for i, (sip, other, nbytes, on) in enumerate(
+            zip(target[:, 0].tolist(), to.tolist(), target[:, 2].tolist(), pe.tolist(), strict=True)
+        ):
+            if (sip, other) != (self._rank, on):  # to itself it takes no time
+                patterns[i] = self._book.message(nbytes)
+                paths[i] = 2 * machine.pes + self._local(machine.message_path(self._rank, on, sip, other))
+        return patterns, paths
+
+    def _local(self, path: int) -> int:
+        return self._paths.setdefault(path, len(self._paths))
+
+    def cross(self, row: Row, r: int, ops: Int64s, columns: Int64s, programs: Int64s) -> Int64s:
+        """Note what the ops of row ``r`` wait for, and how others know them. Returns int64[N], how long they take on
+        that account: those of a barrier, until what they wait for has been heard of.
+
+        Args:
+            ops, columns, programs: int64[N]: of each op its number, and its program's place in the block and in the
+                grid.
+        """
+        took = np.zeros(len(ops), np.int64)
+        if row.kind in (OpKind.SIGNAL, OpKind.SEND, OpKind.RECEIVE):
+            self._keys.append(programs << _ROW_BITS | r)
+            self._published.append(ops)
+        if row.awaits is None:
+            return took
+        sizes = np.diff(row.awaits.ptr)[columns]
+        pick = np.repeat(row.awaits.ptr[:-1][columns] - np.cumsum(sizes) + sizes, sizes) + np.arange(sizes.sum())
+        tokens = row.awaits.tokens[pick]
+        self._ops.append(np.repeat(ops, sizes))
+        self._tokens.append(tokens)
+        if row.op == "barrier":
+            listener = pe_of_programs(np.repeat(programs, sizes), self._machine.pes)
+            speaker = pe_of_programs(tokens[:, 2], self._machine.pes)
+            ways, which = np.unique(np.stack([tokens[:, 0], speaker, listener], 1), axis=0, return_inverse=True)
+            far = [self._machine.message_latency(sip, a, self._rank, b) for sip, a, b in ways.tolist()]
+            np.maximum.at(took, np.repeat(np.arange(len(ops)), sizes), np.array(far, np.int64)[np.ravel(which)])
+        return took
+
+    def crossings(self) -> Crossings:
+        """All that was collected."""
+        none = np.empty(0, np.int64)
+        key, published = np.concatenate([none, *self._keys]), np.concatenate([none, *self._published])
+        order = np.argsort(key)
+        return Crossings(
+            self._record.number,
+            np.array(list(self._paths), np.int32),
+            np.concatenate([none, *self._ops]).astype(np.int32),
+            np.concatenate([np.empty((0, 4), np.int64), *self._tokens]),
+            key[order],
+            published[order].astype(np.int32),
+        )

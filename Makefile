@@ -4,18 +4,22 @@ PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard kernbench/_native/*.cpp kernbench/_native/*.h)
 
-.PHONY: run test check bench clean
+.PHONY: run test check versions bench clean
 
 run: .venv/.core
 	$(BIN)/kernbench run benches/tp_mlp.py --topology topologies/ahbm-4sip.yaml
 
-test: check
+test: check versions
 	$(BIN)/python -m pytest
 
 check: .venv/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Older versions of Triton for tests/kernels/test_triton_versions.py, which skips those that cannot be had here.
+versions: .venv/.test
+	$(BIN)/python tests/kernels/triton_versions.py
 
 bench: .venv/.test
 	$(BIN)/python benches/simulator_speed.py

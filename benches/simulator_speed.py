@@ -2,7 +2,7 @@
 
 (a) the replay of what tutorial 03's kernel leaves at 4096^3, against SimPy under the same rules on the same ops;
 (b) that kernel's second launch, record and replay, timing-only and with values;
-(c) warm launches of small kernels against Triton's interpreter.
+(c) warm launches of small kernels, and of others against Triton's interpreter.
 
 ``python benches/simulator_speed.py`` prints all of them; with ``replay`` as its argument, only the first. Needs Triton
 and SimPy, (c) torch too.
@@ -76,8 +76,8 @@ def against_simpy() -> tuple[list[Measurement], list[str]]:
 def main() -> int:
     found, about = against_simpy()
     if "replay" not in sys.argv[1:]:
-        kernels, extra = speed_kernels.large_matmul()
-        found += kernels + speed_kernels.symbolic_pointers() + speed_kernels.against_interpreter()
+        kernels, extra = speed_kernels.measure()
+        found += kernels
         about += [f"{name}: {value:.3f} s" for name, value in extra.items()]
     print(table(found))
     print("\n".join(f"  {line}" for line in about))

@@ -1,7 +1,8 @@
-"""Kernels that use the language as Triton's tutorials 01, 02, 03 and 05 do, with their launch code."""
+"""Kernels that use the language as Triton's tutorials 01 to 05, 07 and 11 do, with their launch code."""
 
 import triton
 import triton.language as tl
+from triton.language.extra import libdevice
 
 
 @triton.jit
@@ -32,7 +33,7 @@ def softmax_kernel(
         col_offsets = tl.arange(0, BLOCK_SIZE)
         input_ptrs = row_start_ptr + col_offsets
         mask = col_offsets < n_cols
-        row = tl.load(input_ptrs, mask=mask, other=-float("inf"))
+        row = tl.load(input_ptrs, mask=mask, other=-float("inf")).to(tl.float32)
         row_minus_max = row - tl.max(row, axis=0)
         numerator = tl.exp(row_minus_max)
         denominator = tl.sum(numerator, axis=0)
@@ -144,6 +145,22 @@ def matmul(a, b, c, activation="", tile=(128, 128, 64), num_stages=3):
 
 
 @triton.jit
+def dropout_kernel(x_ptr, keep_ptr, out_ptr, n, p, BLOCK: tl.constexpr):
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + at, mask=at < n)
+    keep = tl.load(keep_ptr + at, mask=at < n)
+    tl.store(out_ptr + at, tl.where(keep != 0, x / (1 - p), 0.0), mask=at < n)
+
+
+@triton.jit
+def seeded_dropout_kernel(x_ptr, out_ptr, n, p, seed, BLOCK: tl.constexpr):
+    """Which elements survive, Philox decides from the seed and their place: no mask is stored."""
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + at, mask=at < n)
+    tl.store(out_ptr + at, tl.where(tl.rand(seed, at) > p, x / (1 - p), 0.0), mask=at < n)
+
+
+@triton.jit
 def layer_norm_fwd_fused(X, Y, W, B, Mean, Rstd, stride, N, eps, BLOCK_SIZE: tl.constexpr):
     row = tl.program_id(0)
     Y += row * stride
@@ -236,3 +253,19 @@ def layer_norm_bwd_dwdb(DW, DB, FINAL_DW, FINAL_DB, M, N, BLOCK_SIZE_M: tl.const
     sum_db = tl.sum(db, axis=0)
     tl.store(FINAL_DW + cols, sum_dw, mask=cols < N)
     tl.store(FINAL_DB + cols, sum_db, mask=cols < N)
+
+
+@triton.jit
+def asin_kernel(x_ptr, out_ptr, n, BLOCK: tl.constexpr):
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(out_ptr + at, libdevice.asin(tl.load(x_ptr + at, mask=at < n)), mask=at < n)
+
+
+@triton.jit
+def dependent_add_kernel(x_ptr, y_ptr, out_ptr, n, BLOCK: tl.constexpr):
+    """An add that a GPU may launch before the kernel in front of it has ended."""
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.extra.cuda.gdc_wait()
+    x, y = tl.load(x_ptr + at, mask=at < n), tl.load(y_ptr + at, mask=at < n)
+    tl.extra.cuda.gdc_launch_dependents()
+    tl.store(out_ptr + at, x + y, mask=at < n)

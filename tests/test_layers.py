@@ -15,6 +15,7 @@ LAYERS = [
     "sim_engine",
     "memory",
     "kernels",
+    "language",
     "policy",
     "ccl",
     "runtime_api",

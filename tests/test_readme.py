@@ -1,5 +1,6 @@
 """What the README shows is true: its programs run, its machine loads, its commands exist."""
 
+import os
 import re
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import kernbench.topology
+from kernbench.weight_sync.commands import app
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
@@ -51,4 +53,22 @@ def test_the_page_on_weights_shows_what_its_program_prints(tmp_path):
     (tmp_path / "page.py").write_text(program)
     done = subprocess.run([sys.executable, "-u", "page.py"], cwd=tmp_path, capture_output=True, text=True, check=True)
     shown = re.search(r"from its journal:\n\n(.*?)\n\n##", page, re.S)
+    assert [line.strip() for line in shown[1].splitlines()] == [line.strip() for line in done.stdout.splitlines()]
+    (commands,) = blocks("bash", page)  # they go on where the program has ended
+    env = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "-ec", commands], cwd=tmp_path, capture_output=True, text=True, check=True, env=env)
+    assert "version 2: 14 tensors as they should be" in done.stdout and "every hash as it should be" in done.stdout
+    listed = re.search(r"`python -m kernbench.weight_sync COMMAND`:\n(.*?)\. `--json`", page, re.S)
+    assert {command.name or command.callback.__name__ for command in app.registered_commands} >= set(
+        re.findall(r"`(\w+)`", listed[1])
+    )
+
+
+def test_the_page_on_communication_shows_what_its_program_prints(tmp_path):
+    pytest.importorskip("triton")
+    page = (ROOT / "docs" / "device-communication.md").read_text()
+    (program,) = blocks("python", page)
+    (tmp_path / "page.py").write_text(program)
+    done = subprocess.run([sys.executable, "page.py"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    shown = re.search(r"It prints\n\n(.*?)\n\n##", page, re.S)
     assert [line.strip() for line in shown[1].splitlines()] == [line.strip() for line in done.stdout.splitlines()]

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import linecache
 from collections import Counter
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 kernel_app = typer.Typer(help="Run, store and look at single kernels.", no_args_is_help=True)
-HOTTEST = 8
-"""Source lines that ``run`` prints."""
 
 File = Annotated[str, typer.Argument(help="FILE.py:kernel, FILE.py with one kernel in it, or FILE.ttir.")]
 Args = Annotated[
@@ -30,45 +26,94 @@ Args = Annotated[
 @kernel_app.command("run")
 def run(
     file: File,
+    kernel: Annotated[str, typer.Option("--kernel", "-k", help="Which kernel of the file.")] = "",
     arg: Args = None,
-    grid: Annotated[str, typer.Option("--grid", "-g", help='Sizes: 64, or "cdiv(n, BLOCK), 4".')] = "1",
+    grid: Annotated[str, typer.Option("--grid", "-g", help='Sizes: 64, or "cdiv(n, BLOCK), 4".')] = "",
+    kind: Annotated[str, typer.Option("--dtype", help="Element type of generated floating-point arrays.")] = "f32",
     topology: Annotated[str, typer.Option("--topology", "-t", help="Preset name or YAML file.")] = "ahbm-1sip",
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change the machine.")] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the generated arrays.")] = 0,
     impersonate: Annotated[
-        str | None, typer.Option("--impersonate", help="Load and run the file as on a GPU: cuda:90.")
+        str,
+        typer.Option(
+            "--impersonate", help="The GPU that the file believes in: cuda:90, which files get that use torch."
+        ),
+    ] = "",
+    check: Annotated[
+        bool, typer.Option("--check/--no-check", help="Look for races, uninitialised reads, NaNs ...")
+    ] = True,
+    verify: Annotated[
+        bool,
+        typer.Option("--verify/--no-verify", help="Compare with the file's reference(), or with Triton's interpreter."),
+    ] = True,
+    trace: Annotated[Path | None, typer.Option("--trace", help="Also write a Perfetto trace to this file.")] = None,
+    dump: Annotated[
+        list[str] | None,
+        typer.Option("--dump", metavar="LINE:NAME", help="Print the block a variable holds at a line. Repeatable."),
     ] = None,
+    dump_dir: Annotated[
+        Path | None, typer.Option("--dump-dir", help="Also save what is dumped, as .npy files.")
+    ] = None,
+    program: Annotated[
+        list[int] | None, typer.Option("--program", help="Programs whose values are dumped; 0. Repeatable.")
+    ] = None,
+    iteration: Annotated[
+        list[int] | None, typer.Option("--iteration", help="In loops, iterations that are dumped; all. Repeatable.")
+    ] = None,
+    interpret: Annotated[
+        bool, typer.Option("--interpret", help="Run it in Triton's interpreter, where breakpoint() and print work.")
+    ] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
-    """Run a kernel on generated inputs: what it wrote, its simulated time, and its slowest lines."""
-    import numpy as np
+    """Run a kernel: are its values right, how long does it take, which lines are slow, what is wrong with it.
+
+    Inputs that are not given with --arg are made up from what the source says. A file that launches kernels itself, at
+    its top level or under `if __name__ == "__main__"`, is run as it is, unless --kernel or --arg ask for one kernel. A
+    file may offer inputs(), grid and reference(); see docs/kernels.md.
+    """
+    import json
+    import os
+    import sys
+    from contextlib import redirect_stdout
+
     from rich.console import Console
 
-    from kernbench.cli import kernel_files as files
-    from kernbench.kernels import Kernel, launch
-    from kernbench.runtime_api.context import RuntimeContext
-    from kernbench.triton import impersonate as impersonated
-    from kernbench.triton import target_of_environment
+    from kernbench.cli import kernel_files, kernel_report
+    from kernbench.cli.kernel_run import Options
+    from kernbench.cli.kernel_run import interpret as interpret_kernel
+    from kernbench.cli.kernel_run import run as run_kernel
 
-    console = Console(highlight=False)
-    rng = np.random.default_rng(seed)
-    with ExitStack() as stack:
-        ctx = stack.enter_context(RuntimeContext.open(topology, overrides=set_ or []))
-        if target := impersonate or target_of_environment():
-            stack.enter_context(impersonated(target))
-        kernel = files.load(file)
-        values = {name: files.value(text, rng) for name, text in files.pairs(arg or [], "--arg").items()}
-        before = {name: v.copy() for name, v in values.items() if isinstance(v, np.ndarray)}
-        if isinstance(kernel, Kernel):
-            _check_names(file, kernel.name, kernel.arg_names, kernel.arg_names, values)
-            sizes = files.grid(grid, kernel.constexprs | values)
-            launch(kernel, sizes, [values[name] for name in kernel.arg_names])
-        else:
-            function = files.function_of(kernel)
-            _check_names(file, function.__name__, function.arg_names, _required(kernel), values)
-            kernel[lambda meta: files.grid(grid, meta)](**values)
-        timeline = ctx.timeline()
-    console.print(_values(before, values))
-    console.print(_times(timeline, file.rpartition(":")[0] if file.rfind(".py:") > 0 else file))
+    options = Options(
+        kernel=kernel,
+        arguments=kernel_files.pairs(arg or [], "--arg"),
+        grid=grid,
+        kind=kind,
+        seed=seed,
+        topology=topology,
+        overrides=set_ or [],
+        impersonate=impersonate,
+        check=check,
+        verify=verify,
+        dumps=dump or [],
+        programs=program or [0],
+        iterations=iteration or [],
+    )
+    if os.environ.pop("TRITON_INTERPRET", "0") not in ("", "0") or interpret:
+        raise typer.Exit(interpret_kernel(file, options))
+    with redirect_stdout(sys.stderr if json_ else sys.stdout):
+        ran = run_kernel(file, options)
+    if dump_dir is not None:
+        kernel_report.save(ran.dumped, dump_dir)
+    if trace is not None and ran.timeline is not None:
+        from kernbench.sim_engine.trace import write_trace
+
+        write_trace(ran.timeline, trace)
+    if json_:
+        print(json.dumps(kernel_report.as_json(ran), indent=1))
+    else:
+        Console(highlight=False).print(kernel_report.as_text(ran), soft_wrap=False)
+    if not ran.passed:
+        raise typer.Exit(1)
 
 
 @kernel_app.command("export")
@@ -156,96 +201,3 @@ def show(
     except KernelError as error:
         console.print(f"[bold red]does not run:[/] {error}")
         raise typer.Exit(1) from None
-
-
-def _required(kernel: Any) -> list[str]:
-    """Arguments without a default that no decorator fills in."""
-    from kernbench.cli.kernel_files import function_of
-
-    filled: set[str] = set()
-    outer = kernel
-    while hasattr(outer.fn, "arg_names"):
-        filled.update(getattr(outer, "values", None) or {})
-        filled.update(n for config in getattr(outer, "configs", None) or [] for n in config.kwargs)
-        outer = outer.fn
-    return [p.name for p in function_of(kernel).params if not p.has_default and p.name not in filled]
-
-
-def _check_names(file: str, name: str, known: Any, required: Any, values: dict[str, Any]) -> None:
-    from kernbench.cli.kernel_files import KernelFileError
-
-    unknown = [n for n in values if n not in known]
-    missing = [n for n in required if n not in values]
-    if unknown:
-        raise KernelFileError(f"{name} has no argument '{unknown[0]}'; it takes {', '.join(known)}")
-    if missing:
-        example = " ".join(f"--arg {n}={'f32[1024]' if 'ptr' in n.lower() else '1024'}" for n in missing)
-        raise KernelFileError(
-            f"{name} needs {', '.join(missing)}: say what to generate (dtype and shape) or a number, for example\n"
-            f"  kernbench kernel run {file} --grid 8 {example}"
-        )
-
-
-def _values(before: dict[str, Any], after: dict[str, Any]) -> Any:
-    """A table of arrays: which were written, and what they hold now."""
-    import numpy as np
-    import xxhash
-    from rich.table import Table
-    from rich.text import Text
-
-    from kernbench.memory import dtype
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("array", "", "min", "mean", "max"):
-        table.add_column(column, justify="right" if column in ("min", "mean", "max") else "left", no_wrap=True)
-    for name, was in before.items():
-        now = np.ascontiguousarray(after[name])
-        changed = now.tobytes() != was.tobytes()
-        numbers = now.astype(np.float64)
-        finite = numbers[np.isfinite(numbers)]
-        stats = [f"{f(finite):.4g}" if finite.size else "" for f in (np.min, np.mean, np.max)]
-        kind = f"{name}: {dtype(now.dtype).name}[{','.join(map(str, now.shape))}]"
-        lost = numbers.size - finite.size
-        written = f"written {xxhash.xxh64_hexdigest(now.tobytes())}" if changed else ""
-        row = [kind, written, *stats, *([f"{lost} not finite"] if lost else [])]
-        if lost and len(table.columns) == 5:
-            table.add_column("")
-        table.add_row(*map(Text, row), style="bold" if changed else "")
-    return table
-
-
-def _times(timeline: Any, file: str) -> Any:
-    """Simulated time of the kernel and its slowest lines; ``file`` is where its source lies now."""
-    from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
-
-    from kernbench.report import units
-    from kernbench.sim_engine.profile import kernel_totals, line_profile
-
-    parts: list[Any] = [Text()]
-    for name, total in kernel_totals(timeline).items():
-        text = Text.assemble((name, "bold"), "  ", (units.time(total["time_ps"]), "bold"), " simulated")
-        text.append(f" ({units.time(timeline.makespan_ps)} with its launch)   {units.size(total['bytes'])} moved")
-        if total["flops"]:
-            text.append(f", {total['flops'] / 1e9:.3g} GFLOP on the GEMM engines")
-        parts.append(text)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("line", no_wrap=True)
-    for column in ("share", "ops", "bytes"):
-        table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("source", no_wrap=True, overflow="ellipsis", max_width=48)
-    lines = line_profile(timeline)
-    everything = sum(entry.busy_ps for entry in lines) or 1
-    for entry in lines[:HOTTEST]:
-        # Triton's cache remembers where a kernel lay when it was first compiled.
-        path = entry.file if Path(entry.file).is_file() or Path(entry.file).name != Path(file).name else file
-        source = linecache.getline(path, entry.line).strip()
-        table.add_row(
-            f"{Path(entry.file).name}:{entry.line}",
-            units.percent(entry.busy_ps / everything),
-            f"{entry.ops:,}",
-            units.size(entry.bytes) if entry.bytes else "",
-            Text(source),
-        )
-    return Group(*parts, Text(), table)

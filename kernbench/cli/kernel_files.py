@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -17,43 +18,166 @@ from kernbench.kernels import bundle
 from kernbench.memory import dtype
 
 _ARRAY = re.compile(r"(\w+)\[([\d,\s]*)\](?::([\w.+-]+))?")
-FILLS = "normal, zeros, ones, range, or a number"
+FILLS = ("normal", "zeros", "ones", "range", "empty")
+_FILLS = f"{', '.join(FILLS)}, or a number"
 
 
 class KernelFileError(ValueError):
     """A kernel file, an argument or a grid that cannot be used; the message says what to write."""
 
 
-def load(where: str) -> Any:
+def load(where: str, kernel: str | None = None) -> Any:
     """The kernel that ``FILE.py:name``, ``FILE.py`` (with one kernel in it) or ``FILE.ttir`` names: a ``@triton.jit``
-    function, perhaps under ``autotune`` or ``heuristics``, or a stored Kernel."""
-    text, _, name = where.rpartition(":") if re.search(r"\.py:\w+$", where) else (where, "", "")
-    path = Path(text)
+    function, perhaps under ``autotune`` or ``heuristics``, or a stored Kernel. Of a Python file only what it defines is
+    executed (see :func:`definitions`)."""
+    path, name = split(where)
+    name = kernel or name
     if path.suffix != ".py":
         return bundle.read(path)
+    return choose(path, definitions(path), name)
+
+
+def split(where: str) -> tuple[Path, str]:
+    """``FILE.py:name`` as the file and the name, empty where there is none."""
+    text, _, name = where.rpartition(":") if re.search(r"\.py:\w+$", where) else (where, "", "")
+    return Path(text), name
+
+
+def choose(path: Path, module: ModuleType, name: str = "") -> Any:
+    """A kernel of a file: the one named, or the only one that no other kernel calls.
+
+    Raises:
+        KernelFileError: there is none, or several.
+    """
+    from triton.runtime.jit import KernelInterface
+
+    found = {n: v for n, v in vars(module).items() if isinstance(v, KernelInterface) and hasattr(v, "arg_names")}
+    failed: dict[str, Exception] = getattr(module, "__kernbench_failed__", {})
+    if name and name not in found:
+        if name in failed:
+            raise KernelFileError(f"{path}: defining '{name}' failed: {failed[name]}") from failed[name]
+        raise KernelFileError(f"{path}: has no kernel '{name}'; it has {', '.join(found) or 'no @triton.jit function'}")
+    if name:
+        return found[name]
+    own = [n for n, v in found.items() if function_of(v).fn.__module__ == module.__name__]
+    helpers = {called for n in own for called in function_of(found[n]).fn.__code__.co_names if called in own}
+    entries = [n for n in own if n not in helpers] or own
+    if len(entries) == 1:
+        return found[entries[0]]
+    if entries:
+        raise KernelFileError(
+            f"{path}: has the kernels {', '.join(entries)}: say which with --kernel, as in --kernel {entries[0]}"
+        )
+    if failed:
+        what, error = next(iter(failed.items()))
+        raise KernelFileError(f"{path}: has no @triton.jit function; defining '{what}' failed: {error}") from error
+    raise KernelFileError(f"{path}: has no @triton.jit function")
+
+
+def definitions(path: Path) -> ModuleType:
+    """What a Python file defines: its imports, functions, classes and constants, without what it does besides.
+
+    Statements that launch kernels, and everything under ``if __name__ == "__main__"``, are left out, so that a file
+    with examples or benchmarks in it can be taken for its kernels. A definition that raises is remembered under
+    ``__kernbench_failed__`` and left out.
+
+    Raises:
+        KernelFileError: there is no such file, it is no Python, or Triton is missing.
+    """
+    tree = parse(path)
+    name = f"kernbench_kernel_{path.stem}"
+    module = ModuleType(name)
+    module.__file__ = str(path)
+    failed: dict[str, Exception] = {}
+    vars(module)["__kernbench_failed__"] = failed
+    sys.modules[name] = module
+    folder = str(path.parent.resolve())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    launching = _launching(tree)
+    for statement in tree.body:
+        if _acts(statement, launching):
+            continue
+        code = compile(ast.Module([statement], []), str(path), "exec", dont_inherit=True)
+        try:
+            exec(code, vars(module))
+        except Exception as error:
+            for defined in _defined(statement):
+                failed[defined] = error
+    return module
+
+
+def launches_itself(path: Path) -> bool:
+    """Whether running a file launches kernels: at its top level, or under ``if __name__ == "__main__"``."""
+    tree = parse(path)
+    launching = _launching(tree)
+    return any(_is_main(s) or (not isinstance(s, _DEFINITIONS) and _launches(s, launching)) for s in tree.body)
+
+
+_DEFINITIONS = (ast.FunctionDef, ast.ClassDef, ast.AsyncFunctionDef, ast.Import, ast.ImportFrom)
+
+
+def parse(path: Path) -> ast.Module:
+    """A file's syntax tree, of a file that can be looked at.
+
+    Raises:
+        KernelFileError: there is no such file, it is no Python, or Triton is missing.
+    """
     if not path.is_file():
         raise KernelFileError(f"{path}: no such file")
-    try:
-        from triton.runtime.jit import KernelInterface
-    except ImportError:
+    if importlib.util.find_spec("triton") is None or sys.modules.get("triton", sys) is None:
         raise KernelFileError(
             f"{path}: Python kernels need Triton (pip install 'kernbench[triton]', Linux only); stored ones (.ttir, "
             "made by `kernbench kernel export` where Triton is) need nothing"
-        ) from None
-    spec = importlib.util.spec_from_file_location(f"kernbench_kernel_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    sys.path.insert(0, str(path.parent.resolve()))
-    spec.loader.exec_module(module)
-    found = {n: v for n, v in vars(module).items() if isinstance(v, KernelInterface) and hasattr(v, "arg_names")}
-    if name and name not in found:
-        raise KernelFileError(f"{path}: has no kernel '{name}'; it has {', '.join(found) or 'no @triton.jit function'}")
-    own = [name] if name else [n for n, v in found.items() if function_of(v).fn.__module__ == spec.name]
-    if len(own) != 1:
-        choice = f"{', '.join(own)}: say which, as {path}:{own[0]}" if own else "no @triton.jit function"
-        raise KernelFileError(f"{path}: has {choice}")
-    return found[own[0]]
+        )
+    try:
+        return ast.parse(path.read_text(encoding="utf-8"), str(path))
+    except (SyntaxError, UnicodeDecodeError) as error:
+        raise KernelFileError(f"{path}: is no Python: {error}") from None
+
+
+def _is_main(node: ast.stmt) -> bool:
+    return isinstance(node, ast.If) and "__name__" in ast.unparse(node.test) and "__main__" in ast.unparse(node.test)
+
+
+def _acts(node: ast.stmt, launching: set[str]) -> bool:
+    """Whether a statement does something instead of defining something."""
+    if isinstance(node, _DEFINITIONS):
+        return False
+    if _is_main(node) or isinstance(node, ast.Expr | ast.For | ast.While | ast.With | ast.Assert | ast.Delete):
+        return True
+    return _launches(node, launching)
+
+
+def _launching(tree: ast.Module) -> set[str]:
+    """Functions that launch a kernel, by themselves or through others."""
+    functions = {n.name: n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)}
+    found: set[str] = set()
+    while True:
+        more = {n for n, f in functions.items() if n not in found and _launches(f, found)}
+        if not more:
+            return found
+        found |= more
+
+
+def _launches(node: ast.AST, launching: set[str]) -> bool:
+    for call in ast.walk(node):
+        if isinstance(call, ast.Call):
+            if isinstance(call.func, ast.Subscript):
+                return True
+            name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+            if name in launching or name in ("do_bench", "do_bench_cudagraph"):
+                return True
+    return False
+
+
+def _defined(node: ast.stmt) -> list[str]:
+    """Names that a statement would have defined."""
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        return [node.name]
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        return [a.asname or a.name for a in node.names]
+    return [n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
 
 
 def function_of(kernel: Any) -> Any:
@@ -77,7 +201,8 @@ def pairs(words: list[str], option: str) -> dict[str, str]:
 def value(text: str, rng: np.random.Generator) -> Any:
     """What an argument's text says: ``f32[1024,64]``, ``i32[64]:range`` or a Python literal.
 
-    Arrays are normally distributed floats, or integers from 0 to 9, where nothing else is said.
+    Arrays are normally distributed floats, or integers from 0 to 9, where nothing else is said. ``empty`` ones hold
+    zeros; reading one before it is written counts as a fault.
     """
     found = _ARRAY.fullmatch(text)
     if found is None:
@@ -85,7 +210,7 @@ def value(text: str, rng: np.random.Generator) -> Any:
             return ast.literal_eval(text)
         except (ValueError, SyntaxError):
             raise KernelFileError(
-                f"argument '{text}': expected a number, or an array such as f32[1024] or bf16[64,128]:zeros ({FILLS})"
+                f"argument '{text}': expected a number, or an array such as f32[1024] or bf16[64,128]:zeros ({_FILLS})"
             ) from None
     kind = dtype(found[1])
     shape = tuple(int(n) for n in found[2].split(",") if n.strip())
@@ -93,14 +218,14 @@ def value(text: str, rng: np.random.Generator) -> Any:
     if fill == "normal":
         made: np.ndarray = rng.standard_normal(shape) if kind.is_floating_point else rng.integers(0, 10, shape)
         return (made > 0 if kind.name == "i1" else made).astype(kind.storage)
-    if fill in ("zeros", "ones"):
+    if fill in ("zeros", "ones", "empty"):
         return np.full(shape, float(fill == "ones")).astype(kind.storage)
     if fill == "range":
         return np.arange(int(np.prod(shape, dtype=np.int64))).reshape(shape).astype(kind.storage)
     try:
         return np.full(shape, ast.literal_eval(fill)).astype(kind.storage)
     except (ValueError, SyntaxError):
-        raise KernelFileError(f"argument '{text}': unknown filling '{fill}'; expected {FILLS}") from None
+        raise KernelFileError(f"argument '{text}': unknown filling '{fill}'; expected {_FILLS}") from None
 
 
 _OPERATORS: dict[type, Callable[[int, int], int]] = {

@@ -136,3 +136,17 @@ def test_topology_show_and_check(kernbench, tmp_path):
     code, out, _ = kernbench("topology", "check", "m.yaml")
     assert code == 1
     assert "m.yaml:4: sip.cube.hbm.bandwith" in out
+
+
+def test_weights_simulate(kernbench, tmp_path):
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = {"model_type": "llama", "num_hidden_layers": 1, "vocab_size": 256, **sizes}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    options = ["--config", "config.json", "--workers", "tp2+tp1", "--trainers", "tp2", "-t", "tiny"]
+    code, out, err = kernbench("weights", "simulate", *options, "--sips", "5", "-e", "p2p", "--json", "out")
+    assert (code, err) == (0, "") and "every bit right" in out and "tp2 to tp2+1" in out
+    engine = json.loads((tmp_path / "out").read_text())["engines"][0]
+    assert engine["time"]["time_ps"] == engine["values"]["time_ps"] > 0
+    code, _, err = kernbench("weights", "simulate", *options, "-e", "p2p")
+    assert code == 1 and "needs 5 SIPs, the machine has 1" in err
+    assert kernbench("weights", "simulate", "--trainers", "4")[0] != 0

@@ -7,7 +7,10 @@ import triton.language as tl
 @triton.jit
 def shift(source, out, m, n, stride, row, col, R: tl.constexpr, C: tl.constexpr, PAD: tl.constexpr):
     """``out[0:R, 0:C] = source[row:, col:]``, cut at the tensor's edges."""
-    a = tl.make_tensor_descriptor(source, [m, n], [stride, 1], [R, C], padding_option=PAD)
+    if PAD == "zero":
+        a = tl.make_tensor_descriptor(source, [m, n], [stride, 1], [R, C])
+    else:
+        a = tl.make_tensor_descriptor(source, [m, n], [stride, 1], [R, C], padding_option=PAD)
     b = tl.make_tensor_descriptor(out, [R, C], [C, 1], [R, C])
     b.store([0, 0], a.load([row, col]))
 

@@ -245,3 +245,20 @@ def operators(x, y, out, B: tl.constexpr, OP: tl.constexpr):
     elif OP == "umulhi":
         c = tl.umulhi(a, b)
     tl.store(out + r, c)
+
+
+@triton.jit
+def block_pointers(a, b, out, m, n, k, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr):
+    """A matrix product; ``b`` lies transposed and is read in the other order."""
+    row, col = tl.program_id(0) * M, tl.program_id(1) * N
+    x = tl.make_block_ptr(a, (m, k), (k, 1), (row, 0), (M, K), (1, 0))
+    y = tl.make_block_ptr(b, (k, n), (1, k), (0, col), (K, N), (0, 1))
+    total = tl.zeros((M, N), tl.float32)
+    for _ in range(0, k, K):
+        left = tl.load(x, boundary_check=(0, 1), padding_option="zero")
+        right = tl.load(y, boundary_check=(0, 1), padding_option="zero")
+        total = tl.dot(left, right, total, input_precision="ieee")
+        x = tl.advance(x, (0, K))
+        y = tl.advance(y, (K, 0))
+    z = tl.make_block_ptr(out, (m, n), (n, 1), (row, col), (M, N), (1, 0))
+    tl.store(z, total.to(out.dtype.element_ty), boundary_check=(0, 1))

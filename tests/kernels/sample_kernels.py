@@ -59,7 +59,7 @@ def whole_numbers(a, b, out, N, K, BM: tl.constexpr, BN: tl.constexpr, BK: tl.co
     for k in range(0, K, BK):
         x = tl.load(a + rm[:, None] * K + (k + rk)[None, :])
         y = tl.load(b + (k + rk)[:, None] * N + rn[None, :])
-        acc = tl.dot(x, y, acc)
+        acc = tl.dot(x, y, acc, out_dtype=tl.int32)
     tl.store(out + rm[:, None] * N + rn[None, :], acc)
 
 

@@ -187,6 +187,75 @@ class TestTensors:
         assert total.item() == 4097
 
 
+def test_host_code_chooses_a_grid_by_occupancy(impersonate):
+    """As tutorial 02 does: registers and scratchpad of the compiled kernel against what the device has."""
+    x, y = torch.randn(300, 90, device="cuda"), torch.empty(300, 90, device="cuda")
+    args = (y, x, x.stride(0), y.stride(0), 300, 90)
+    kernel = tutorials.softmax_kernel.warmup(*args, BLOCK_SIZE=128, num_stages=2, num_warps=8, grid=(1,))
+    kernel._init_handles()
+    has = triton.runtime.driver.active.utils.get_device_properties(x.device.index)
+    resident = has["max_num_regs"] // (kernel.n_regs * has["warpSize"] * 8)
+    assert resident == 8
+    assert kernel.metadata.shared >= 2 * 128 * 4  # the row, twice for its two stages
+    resident = min(resident, has["max_shared_mem"] // kernel.metadata.shared)
+    kernel[(min(has["multiprocessor_count"] * resident, 300), 1, 1)](*args, 128, 2)
+    torch.testing.assert_close(y, x.softmax(1))
+
+
+def test_a_norm_in_half_precision_sums_as_a_gpu_does(impersonate):
+    torch.manual_seed(0)
+    x, dy = torch.randn(2000, 64, device="cuda").half(), torch.randn(2000, 64, device="cuda").half()
+    weights = torch.ones(64, device="cuda", dtype=torch.float16, requires_grad=True)
+    torch.nn.functional.layer_norm(x, (64,), weights, torch.zeros_like(weights)).backward(dy)
+    exact = torch.nn.functional.layer_norm(x.double(), (64,)).mul(dy.double()).sum(0)
+    assert weights.grad.dtype == torch.float16
+    assert (weights.grad.double() - exact).abs().max() < exact.abs().max() * 2.0**-10
+
+
+def test_cublas_of_triton_multiplies(impersonate):
+    from triton._C.libtriton import nvidia
+
+    blas = nvidia.cublas.CublasLt(torch.empty(16, device="cuda", dtype=torch.uint8))
+    a, b, c = (torch.randn(shape, device="cuda") for shape in ((16, 32), (8, 32), (16, 8)))
+    out = torch.empty(16, 8, device="cuda")
+    blas.matmul(a, b, out)
+    torch.testing.assert_close(out, a @ b.T)
+    blas.gemm(a, b, c, out, 2.0, 0.5)
+    torch.testing.assert_close(out, 2 * a @ b.T + c / 2)
+
+
+@pytest.mark.parametrize("each", [16, 32])
+def test_cublas_of_triton_multiplies_scaled_blocks(impersonate, each):
+    """Scales lie in blocks of 128 rows by 4, in which row 32 i + j is at j, i."""
+    from triton._C.libtriton import nvidia
+
+    blas, rng = nvidia.cublas.CublasLt(None), torch.Generator().manual_seed(0)
+    stored, meant = [], []
+    for rows in (256, 128):
+        if each == 16:
+            bits = torch.randint(0, 16, (rows, 128), generator=rng, dtype=torch.uint8)
+            table = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+            values = torch.cat((table, -table))[bits.int()]
+            stored.append(bits[:, ::2] | bits[:, 1::2] << 4)
+            scale = torch.rand(rows, 8, generator=rng).to(torch.float8_e4m3fn)
+            factor = scale.float()
+        else:
+            stored.append(torch.randn(rows, 128, generator=rng).to(torch.float8_e4m3fn))
+            values = stored[-1].float()
+            scale = torch.randint(120, 134, (rows, 4), generator=rng, dtype=torch.uint8)
+            factor = 2.0 ** (scale.float() - 127)
+        flat = torch.empty(rows // 128, 128 // each // 4, 32, 4, 4, dtype=torch.float32)
+        for row in range(rows):
+            for at in range(128 // each):
+                flat[row // 128, at // 4, row % 32, row % 128 // 32, at % 4] = scale[row, at].float()
+        stored.append(flat.to(scale.dtype).flatten())
+        meant.append(values * factor.repeat_interleave(each, 1))
+    out = torch.empty(256, 128)
+    multiply = blas.block_scaled_matmul_nvfp4 if each == 16 else blas.block_scaled_matmul_mxfp8
+    multiply(stored[0], stored[2], out, stored[1], stored[3])
+    torch.testing.assert_close(out, meant[0] @ meant[1].T)
+
+
 def test_streams_order_and_events_measure(impersonate):
     x, out = torch.ones(4096, device="cuda"), torch.empty(4096, device="cuda")
     side = torch.cuda.Stream()

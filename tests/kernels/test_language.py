@@ -13,7 +13,10 @@ from kernbench.kernels.standalone import StandaloneDevice
 pytest.importorskip("triton")
 
 import language_kernels as kernels
+import triton
+import triton.language as tl
 
+VERSION = tuple(map(int, triton.__version__.split(".")[:2]))
 KINDS = [np.float32, np.float16, np.float64, np.int32]
 
 
@@ -27,6 +30,7 @@ def values(shape, kind, seed=0, scale=4):
     return (np.random.default_rng(seed).standard_normal(shape) * scale).astype(kind)
 
 
+@pytest.mark.skipif(not hasattr(tl, "map_elementwise"), reason="this Triton has no map_elementwise")
 @pytest.mark.parametrize("kind", KINDS)
 def test_map_elementwise(device, kind):
     a, b = values(64, kind, 1), values(64, kind, 2)
@@ -373,3 +377,17 @@ def test_operators_on_integers(device, op, kind):
     out = device.empty((64,), kind)
     kernels.operators[(1,)](device.array(a), device.array(b), out, B=64, OP=op)
     np.testing.assert_array_equal(out.numpy(), INT_OPS[op](a, b).astype(kind))
+
+
+@pytest.mark.skipif(VERSION >= (3, 9), reason="block pointers ended with Triton 3.8")
+@pytest.mark.parametrize("kind", [np.float32, np.float16, ml_dtypes.bfloat16])
+def test_block_pointers(device, kind):
+    m, n, k = 50, 70, 40
+    a, b = values((m, k), kind, 1, 1), values((k, n), kind, 2, 1)
+    out = device.empty((m, n), kind)
+    kernels.block_pointers[(2, 3)](
+        device.array(a), device.array(np.ascontiguousarray(b.T)), out, m, n, k, M=32, N=32, K=16
+    )
+    expected = a.astype(np.float64) @ b.astype(np.float64)
+    unit = {2: 2.0**-8 if kind is ml_dtypes.bfloat16 else 2.0**-11, 4: 2.0**-20}[np.dtype(kind).itemsize]
+    np.testing.assert_allclose(out.numpy().astype(np.float64), expected, rtol=unit, atol=unit * 20)

@@ -3,6 +3,7 @@
 The library believes in a CUDA device: it is imported and run under ``kernbench.triton.impersonate``.
 """
 
+import inspect
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +13,7 @@ pytest.importorskip("triton")
 pytest.importorskip("liger_kernel", reason="liger-kernel is not installed (it is in the extra 'test')")
 
 import torch.nn.functional as F  # noqa: E402
+from triton.tools.tensor_descriptor import TensorDescriptor  # noqa: E402
 
 from kernbench.triton import impersonate  # noqa: E402
 
@@ -26,9 +28,8 @@ def ops():
     with impersonate("cuda:90") as ctx, pytest.MonkeyPatch.context() as patch:
         patch.setenv("LIGER_FUSED_MOE_AUTOTUNE", "0")  # tuning alone would take longer than all tests here
         from liger_kernel import ops
-        from liger_kernel.ops.experimental.embedding import LigerEmbeddingFunction
 
-        yield SimpleNamespace(ctx=ctx, embedding=LigerEmbeddingFunction.apply, **vars(ops))
+        yield SimpleNamespace(ctx=ctx, **vars(ops))
 
 
 def normal(*shape, scale=1.0):
@@ -174,7 +175,7 @@ CASES = {
         angles,
     ),
     "embedding": (
-        lambda o, w, i: o.embedding(w, i),
+        lambda o, w, i: o.LigerEmbeddingFunction.apply(w, i),
         lambda w, i: F.embedding(i, w),
         [LINEAR],
         lambda: [torch.randint(0, VOCABULARY, (3, 7))],
@@ -295,6 +296,124 @@ CASES |= {
         lambda: [torch.stack([torch.randperm(4)[:2] for _ in range(16)])],
     ),
 }
+NO_TRITON = {
+    "LigerFusedLinearScaledCrossEntropyFunction": "CUTLASS on GPUs of compute capability 9, else torch",
+    "LigerFusedLinearScaledCrossEntropyTPFunction": "CUTLASS with NVSHMEM, else torch and a process group",
+}
+
+
+def tokens(ids, x):
+    """Log-probabilities of the chosen ids."""
+    return F.log_softmax(x, -1).gather(-1, ids[..., None])[..., 0]
+
+
+def grpo(x, ids, old, ref, advantages, mask, sequence):
+    """Clipped policy gradient with a penalty for leaving the reference policy, of the first L of L + 1 positions."""
+    new, count = tokens(ids, x[:, :-1] / 0.9), mask.sum(-1).clamp(min=1)
+    log_ratio = new - old
+    if sequence:
+        log_ratio = ((log_ratio * mask).sum(-1) / count)[:, None]
+    ratio, gain = log_ratio.exp(), advantages[:, None]
+    loss = -torch.minimum(ratio * gain, ratio.clamp(0.8, 1.2) * gain) + 0.04 * ((ref - new).exp() - (ref - new) - 1)
+    return ((loss * mask).sum(-1) / count).mean()
+
+
+def rollouts():
+    """Ids, log-probabilities of the old and of the reference policy, advantages, mask."""
+    ids, mask = torch.randint(0, VOCABULARY, (3, 5)), torch.ones(3, 5)
+    mask[0, 3:] = 0
+    return [ids, *(log_softmax(3, 5, VOCABULARY)[..., 0].contiguous() for _ in range(2)), normal(3), mask]
+
+
+def doubly_stochastic(logits, steps, eps=1e-6):
+    m = logits.softmax(-1) + eps
+    m = m / (m.sum(-2, keepdim=True) + eps)
+    for _ in range(steps - 1):
+        m = m / (m.sum(-1, keepdim=True) + eps)
+        m = m / (m.sum(-2, keepdim=True) + eps)
+    return m
+
+
+def coefficients(x, phi, b, pre, post, res):
+    """How hyper-connections of four streams mix: what enters the layer, where its result goes, stream to stream."""
+    flat = x.flatten(-2)
+    mix = flat @ phi * torch.rsqrt(flat.pow(2).mean(-1, keepdim=True) + 1e-6)
+    scaled = torch.cat((mix[..., :4] * pre, mix[..., 4:8] * post, mix[..., 8:] * res), -1) + b
+    residual = doubly_stochastic(scaled[..., 8:].unflatten(-1, (4, 4)), 5)
+    return scaled[..., :4].sigmoid() + 1e-2, 2 * scaled[..., 4:8].sigmoid(), residual
+
+
+def neighbourhood(q, k, v):
+    """Attention to 5 places around each, every second one."""
+    distance = torch.arange(q.shape[2])[:, None] - torch.arange(q.shape[2])
+    near = (distance.abs() <= 4) & (distance % 2 == 0)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=near)
+
+
+def distance_and_loss(x, teacher, t):
+    kept = t != -100
+    return (
+        F.cross_entropy(x, t, reduction="none"),
+        0.5 * (x.softmax(-1) - teacher.softmax(-1)).abs().sum(-1) * kept,
+    )
+
+
+CASES |= {
+    "swiglu_of_one_tensor": (
+        lambda o, x: o.LigerFusedGateUpSiLUMulFunction.apply(x),
+        lambda x: F.silu(x[:, :48]) * x[:, 48:],
+        [X],
+        [],
+    ),
+    "tiled_mlp": (
+        lambda o, x: o.LigerTiledMLPFunction.apply(
+            lambda _, part: o.LigerSiLUMulFunction.apply(part * 2, part * 1), None, x, 4
+        ),
+        lambda x: F.silu(2 * x) * x,
+        [(2, 9, 32)],
+        [],
+    ),
+    "fused_ce_tvd": (
+        lambda o, x, teacher, t: o.LigerFusedCETVDFunction.apply(x, teacher, t),
+        distance_and_loss,
+        [LOGITS],
+        lambda: [normal(*LOGITS), labels()],
+    ),
+    "vocab_parallel_cross_entropy": (
+        lambda o, x, t: o.LigerVocabParallelCEFunction.apply(x, t, None, -100, 0.1, "pytorch", "global"),
+        lambda x, t: F.cross_entropy(x.flatten(0, 1), t.flatten(), label_smoothing=0.1, reduction="none").view(t.shape),
+        [(3, 2, VOCABULARY)],
+        lambda: [labels().view(3, 2)],
+    ),
+    "grpo": (
+        lambda o, x, *rest: o.GrpoLossFunction.apply(
+            x, rest[1], rest[2], rest[0], *rest[3:], 0.9, 0.04, 0.2, 0.2, False
+        )[0],
+        lambda x, *rest: grpo(x, *rest, False),
+        [(3, 6, VOCABULARY)],
+        rollouts,
+    ),
+    "grpo_by_sequence": (
+        lambda o, x, *rest: o.GrpoLossFunction.apply(
+            x, rest[1], rest[2], rest[0], *rest[3:], 0.9, 0.04, 0.2, 0.2, False, "grpo", None, True, "sequence"
+        )[0],
+        lambda x, *rest: grpo(x, *rest, True),
+        [(3, 6, VOCABULARY)],
+        rollouts,
+    ),
+    "hyper_connections_coefficients": (
+        lambda o, *a: o.LigerMHCCoeffsFunction.apply(*a, True, 5, 1e-6, 1e-2, 1e-6, 2.0),
+        coefficients,
+        [(2, 3, 4, 64), (256, 24), (24,), (), (), ()],
+        [],
+    ),
+    "neighborhood_attention": (
+        lambda o, q, k, v: o.LigerFusedNeighborhoodAttentionFunction.apply(q, k, v, 5, 2),
+        neighbourhood,
+        [(2, 2, 20, 16)] * 3,
+        [],
+    ),
+}
 
 
 def made(spec):
@@ -318,6 +437,8 @@ def forward_and_backward(fn, inputs, others):
 @pytest.mark.parametrize("name", CASES)
 def test_operator(ops, name, kind):
     call, reference, inputs, others = CASES[name]
+    if name == "mlp" and "padding" not in inspect.signature(TensorDescriptor.from_tensor).parameters:
+        pytest.skip("Liger pads its descriptors, which this Triton cannot")
     torch.manual_seed(0)
     inputs = [x.to(KINDS[kind]) for x in made(inputs)]
     others = [x.to(KINDS[kind]) if x.is_floating_point() else x for x in made(others)]
@@ -332,6 +453,22 @@ def test_operator(ops, name, kind):
     for got, want in zip([*mine[0], *mine[1]], [*expected[0], *expected[1]], strict=True):
         size = want.abs().max().clamp(min=1e-3).item()
         torch.testing.assert_close(got.double(), want, rtol=relative, atol=absolute * size)
+
+
+def test_every_operator_has_a_case(ops):
+    operators = {name for name, value in vars(ops).items() if isinstance(value, type) and name.endswith("Function")}
+    called = {name for call, *_ in CASES.values() for name in call.__code__.co_names}
+    assert len(operators) > 30
+    assert operators - called == set(NO_TRITON)
+
+
+def test_int8_times_four_packed_values_of_two_bits(ops):
+    from liger_kernel.ops.experimental import mm_int8int2
+
+    weights, x = torch.randint(-1, 2, (512, 32)), torch.randint(-128, 128, (16, 512))
+    packed = sum((part + 1) << 2 * i for i, part in enumerate(weights.chunk(4)))
+    found = mm_int8int2.matmul(x.to(torch.int8), packed.to(torch.uint8))
+    torch.testing.assert_close(found.long(), x @ weights)
 
 
 def test_the_launches_were_timed(ops):

@@ -1,4 +1,6 @@
-"""Triton's tutorials 01, 02, 03 and 05, launched with ``kernel[grid](...)``, against numpy and torch in double."""
+"""Triton's tutorials 01 to 05, 07 and 11, launched with ``kernel[grid](...)``, against numpy and torch in double."""
+
+import inspect
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from kernbench.memory import dtype
 
 pytest.importorskip("triton")
 
+import triton.language as tl
 import tutorial_kernels as tutorials
 
 TOLERANCE = {"f16": 2e-3, "bf16": 1.6e-2, "f32": 2e-6}
@@ -39,14 +42,20 @@ def test_01_vector_add(device, n, block, kind):
 
 @settings(max_examples=20, deadline=None)
 @given(
-    rows=st.integers(1, 200), cols=st.integers(1, 900), padding=st.integers(0, 5), programs=st.sampled_from([1, 7, 64])
+    rows=st.integers(1, 200),
+    cols=st.integers(1, 900),
+    padding=st.integers(0, 5),
+    programs=st.sampled_from([1, 7, 64]),
+    kind=st.sampled_from(sorted(TOLERANCE)),
 )
-def test_02_fused_softmax(device, rows, cols, padding, programs):
-    x = random((rows, cols + padding))
-    out = device.empty((rows, cols), "f32")
-    tutorials.softmax(device.array(x, "f32")[:, :cols], out, programs)
+def test_02_fused_softmax(device, rows, cols, padding, programs, kind):
+    x = random((rows, cols + padding), kind)
+    out = device.empty((rows, cols), kind)
+    tutorials.softmax(device.array(x, kind)[:, :cols], out, programs)
     e = np.exp(x[:, :cols] - x[:, :cols].max(1, keepdims=True))
-    np.testing.assert_allclose(out.numpy(), e / e.sum(1, keepdims=True), rtol=1e-5, atol=1e-8)
+    tolerance = max(1e-5, TOLERANCE[kind])
+    found = out.numpy().astype(np.float64)
+    np.testing.assert_allclose(found, e / e.sum(1, keepdims=True), rtol=tolerance, atol=1e-7)
 
 
 @settings(max_examples=30, deadline=None)
@@ -69,6 +78,32 @@ def test_03_matmul(device, m, n, k, kind, tile, activation, turned):
         expected = np.where(expected >= 0, expected, 0.01 * expected)
     tolerance = TOLERANCE[kind]
     np.testing.assert_allclose(out.numpy().astype(np.float64), expected, rtol=tolerance, atol=tolerance * np.sqrt(k))
+
+
+@settings(max_examples=15, deadline=None)
+@given(n=st.integers(1, 3000), p=st.sampled_from([0.0, 0.25, 0.5]), kind=st.sampled_from(sorted(TOLERANCE)))
+def test_04_dropout(device, n, p, kind):
+    x, keep, out = random(n, kind), np.random.default_rng(n).random(n) > p, device.empty((n,), kind)
+    tutorials.dropout_kernel[(-(-n // 512),)](device.array(x, kind), device.array(keep, "i32"), out, n, p, BLOCK=512)
+    expected = np.where(keep, x / (1 - p), 0)
+    np.testing.assert_allclose(out.numpy().astype(np.float64), expected, rtol=TOLERANCE[kind])
+
+
+@pytest.mark.parametrize("kind", TOLERANCE)
+def test_04_seeded_dropout(device, kind):
+    """The same seed keeps the same elements, however they are cut into blocks; about the share that was asked for."""
+    x, seen = random(4000, kind) + 9, {}
+    for seed, block in ((123, 1024), (123, 256), (512, 1024)):
+        out = device.empty((4000,), kind)
+        grid = (-(-4000 // block),)
+        tutorials.seeded_dropout_kernel[grid](device.array(x, kind), out, 4000, 0.3, seed, BLOCK=block)
+        seen[seed, block] = out.numpy().astype(np.float64)
+    kept = seen[123, 1024] != 0
+    np.testing.assert_array_equal(seen[123, 1024], seen[123, 256])
+    assert (kept != (seen[512, 1024] != 0)).mean() > 0.3
+    assert abs(kept.mean() - 0.7) < 4 * np.sqrt(0.3 * 0.7 / 4000)
+    expected = x.astype(dtype(kind).storage).astype(np.float64)[kept] / 0.7
+    np.testing.assert_allclose(seen[123, 1024][kept], expected, rtol=2 * TOLERANCE[kind])
 
 
 def layer_norm(device, rows, cols, kind, block):
@@ -116,6 +151,28 @@ def test_05_layer_norm_in_half_precision(device, kind):
     assert dx < 16 * unit
     # Seven additions per group, each rounded to the narrow type, of sums as large as 20.
     assert max(dw, db) < 8 * 7 * 20 * unit
+
+
+@pytest.mark.parametrize("kind", ["f32", "f64"])
+def test_07_a_function_of_libdevice(device, kind):
+    x = np.linspace(-1, 1, 1000).astype(dtype(kind).storage)
+    out = device.empty((1000,), kind)
+    tutorials.asin_kernel[(8,)](device.array(x, kind), out, 1000, BLOCK=128)
+    np.testing.assert_allclose(out.numpy(), np.arcsin(x.astype(np.float64)), rtol={"f32": 1e-6, "f64": 1e-15}[kind])
+
+
+@pytest.mark.skipif(
+    "_semantic" not in inspect.signature(tl.extra.cuda.gdc_wait).parameters,
+    reason="Triton 3.4 cannot call its own gdc_wait",
+)
+@pytest.mark.parametrize("kind", TOLERANCE)
+def test_11_a_launch_that_depends_on_the_one_before(device, kind):
+    x, y = device.array(random(1000, kind, 1), kind), device.array(random(1000, kind, 2), kind)
+    twice, out = device.empty((1000,), kind), device.empty((1000,), kind)
+    for left, right, to in ((x, x, twice), (twice, y, out)):
+        tutorials.dependent_add_kernel[(4,)](left, right, to, 1000, BLOCK=256, launch_pdl=True)
+    expected = 2 * random(1000, kind, 1) + random(1000, kind, 2)
+    np.testing.assert_allclose(out.numpy().astype(np.float64), expected, rtol=TOLERANCE[kind], atol=TOLERANCE[kind])
 
 
 def test_the_same_kernel_gives_the_same_bytes_and_record_twice(device):

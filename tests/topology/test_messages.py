@@ -235,7 +235,11 @@ def test_files_that_are_no_description(told, text, line):
     ("source", "message"),
     [
         ("tinny", "found `tinny`, expected a YAML file or a preset: did you mean `tiny`?"),
-        ("zzz", "found `zzz`, expected a YAML file or a preset: expected one of `ahbm-1sip`, `ahbm-4sip`, `tiny`"),
+        (
+            "zzz",
+            "found `zzz`, expected a YAML file or a preset: expected one of "
+            "`ahbm-1sip`, `ahbm-4sip`, `ahbm-8sip`, `tiny`",
+        ),
         ("machines/zzz", "there is no file machines/zzz"),
     ],
 )

@@ -15,7 +15,7 @@ def _as_descriptor(x, shape, strides, block):
 @triton.jit
 def _inner(
     acc, l_i, m_i, q, k_desc, v_desc, offset, qk_scale, start_m, M: tl.constexpr, D: tl.constexpr, N: tl.constexpr,
-    STAGE: tl.constexpr, offs_m, offs_n, n_ctx,
+    STAGE: tl.constexpr, offs_m, offs_n, n_ctx, WS: tl.constexpr,
 ):  # fmt: skip
     if STAGE == 1:
         lo, hi = 0, start_m * M
@@ -24,7 +24,7 @@ def _inner(
         lo = tl.multiple_of(lo, M)
     else:
         lo, hi = 0, n_ctx
-    for start_n in tl.range(lo, hi, N):
+    for start_n in tl.range(lo, hi, N, warp_specialize=WS):
         start_n = tl.multiple_of(start_n, N)
         k = k_desc.load([offset + start_n, 0]).T
         qk = tl.dot(q, k)
@@ -50,7 +50,7 @@ def _inner(
 @triton.jit
 def attention(
     sm_scale, lse, z, h, desc_q, desc_k, desc_v, desc_o, n_ctx, D: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
-    STAGE: tl.constexpr,
+    STAGE: tl.constexpr, WS: tl.constexpr = False,
 ):  # fmt: skip
     start_m, off_hz = tl.program_id(0), tl.program_id(1)
     rows = z * h * n_ctx
@@ -67,15 +67,15 @@ def attention(
     q = desc_q.load([offset + start_m * M, 0])
     if STAGE & 1:
         acc, l_i, m_i = _inner(
-            acc, l_i, m_i, q, desc_k, desc_v, offset, qk_scale, start_m, M, D, N, 4 - STAGE, offs_m, offs_n, n_ctx
+            acc, l_i, m_i, q, desc_k, desc_v, offset, qk_scale, start_m, M, D, N, 4 - STAGE, offs_m, offs_n, n_ctx, WS
         )
     if STAGE & 2:
         acc, l_i, m_i = _inner(
-            acc, l_i, m_i, q, desc_k, desc_v, offset, qk_scale, start_m, M, D, N, 2, offs_m, offs_n, n_ctx
+            acc, l_i, m_i, q, desc_k, desc_v, offset, qk_scale, start_m, M, D, N, 2, offs_m, offs_n, n_ctx, WS
         )
     m_i += tl.math.log2(l_i)
     tl.store(lse + off_hz * n_ctx + offs_m, m_i)
-    desc_o.store([offset + start_m * M, 0], (acc / l_i[:, None]).to(tl.float16))
+    desc_o.store([offset + start_m * M, 0], (acc / l_i[:, None]).to(q.dtype))
 
 
 @triton.jit

@@ -1,0 +1,96 @@
+"""Inline PTX with predicates, literals and integer instructions, against numpy."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("triton")
+
+import language_kernels as kernels
+
+from kernbench.kernels.errors import KernelError
+from kernbench.kernels.standalone import StandaloneDevice
+
+LEAKY = """
+    {
+      .reg .pred small;
+      setp.le.f32 small, $1, 0.;
+      @!small mov.f32 $0, $1;         // kept
+      @small  mul.f32 $0, $1, 0.125;
+      @small  add.f32 $0, $0, -1.5e-1;
+    }
+"""
+CLAMPED = """
+    .reg .pred low, high, out; .reg .b32 t;
+    setp.lt.s32 low, $1, -20;
+    setp.gt.or.s32 out, $1, 20, low;
+    setp.gt.s32 high|low, $1, 20;
+    selp.b32 t, 20, -20, high;
+    selp.b32 $0, t, $1, out;
+"""
+HALVES = """
+    { .reg .b16 low, high; mov.b32 {low, high}, $1; mov.b32 $0, {high, low}; }
+"""
+
+
+def bits(x, count):
+    return np.array([count(f"{int(v) & 0xFFFFFFFF:032b}") for v in x], np.uint32).view(np.int32)
+
+
+FLOATS = {
+    "predicates": (LEAKY, lambda x: np.where(x <= 0, x * np.float32(0.125) - np.float32(0.15), x)),
+    "hex_literal": ("fma.rn.f32 $0, $1, 0f40000000, 0f3F800000;", lambda x: x * 2 + 1),
+    "min_with_nan": ("{ .reg .f32 n; div.rn.f32 n, 0.0, 0.0; min.NaN.f32 $0, $1, n; }", lambda x: x * np.nan),
+    "unordered": (
+        "{ .reg .f32 n; .reg .pred p; div.rn.f32 n, 0.0, 0.0; setp.ltu.f32 p, $1, n; selp.f32 $0, 1.0, 2.0, p; }",
+        np.ones_like,
+    ),
+    "sign": ("copysign.f32 $0, $1, 3.0;", lambda x: np.copysign(np.float32(3), x)),
+}
+INTEGERS = {
+    "two_predicates": (CLAMPED, lambda x: np.clip(x, -20, 20)),
+    "halves": (HALVES, lambda x: x.view(np.int16).reshape(-1, 2)[:, ::-1].copy().view(np.int32).ravel()),
+    "popc": ("popc.b32 $0, $1;", lambda x: bits(x, lambda b: b.count("1"))),
+    "clz": ("clz.b32 $0, $1;", lambda x: bits(x, lambda b: len(b) - len(b.lstrip("0")))),
+    "brev": ("brev.b32 $0, $1;", lambda x: bits(x, lambda b: int(b[::-1], 2))),
+    "high": ("mul.hi.s32 $0, $1, 0x10003;", lambda x: ((x.astype(np.int64) * 0x10003) >> 32).astype(np.int32)),
+    "high_unsigned": (
+        "mul.hi.u32 $0, $1, 0x10003;",
+        lambda x: ((x.view(np.uint32).astype(np.uint64) * 0x10003) >> 32).astype(np.uint32).view(np.int32),
+    ),
+    "quotient": ("div.s32 $0, $1, 7;", lambda x: np.trunc(x / 7).astype(np.int32)),
+    "remainder": ("rem.s32 $0, $1, 7;", lambda x: np.fmod(x, 7)),
+    "mad": ("mad.lo.s32 $0, $1, 5, -3;", lambda x: x * 5 - 3),
+}
+
+
+@pytest.fixture
+def device():
+    with StandaloneDevice() as made:
+        yield made
+
+
+def run(device, text, x, how):
+    out = device.empty(x.shape, x.dtype)
+    kernels.assembled[(1,)](device.array(x), out, B=len(x), TEXT=text, HOW=how, PACK=1)
+    return out.numpy()
+
+
+@pytest.mark.parametrize("name", FLOATS)
+def test_on_floats(device, name):
+    text, expected = FLOATS[name]
+    x = np.random.default_rng(1).standard_normal(64).astype(np.float32)
+    np.testing.assert_array_equal(run(device, text, x, "=f,f"), expected(x))
+
+
+@pytest.mark.parametrize("name", INTEGERS)
+def test_on_integers(device, name):
+    text, expected = INTEGERS[name]
+    x = np.random.default_rng(2).integers(-(2**31) // 8, 2**31 // 8, 64).astype(np.int32)
+    x[:8] = (0, 1, -1, 20, 21, -20, -21, 7)
+    np.testing.assert_array_equal(run(device, text, x, "=r,r"), expected(x))
+
+
+@pytest.mark.parametrize("text", ["mov.u32 $0, %laneid;", "ld.global.b32 $0, [$1];", "@p bra done;"])
+def test_what_has_no_counterpart_is_refused(device, text):
+    with pytest.raises(KernelError, match=r"language_kernels.py:\d+.*the PTX instruction"):
+        run(device, text, np.ones(4, np.int32), "=r,r")

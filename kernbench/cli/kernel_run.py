@@ -152,10 +152,14 @@ def run(where: str, options: Options) -> Ran:
     path, name = files.split(where)
     name = options.kernel or name
     if path.suffix != ".py":
-        return _stored(path, options)
-    if not name and not options.arguments and not options.grid and files.launches_itself(path):
-        return _script(path, options)
-    return _kernel(path, name, options)
+        ran = _stored(path, options)
+    elif not name and not options.arguments and not options.grid and files.launches_itself(path):
+        ran = _script(path, options)
+    else:
+        ran = _kernel(path, name, options)
+    if options.dumps and not ran.dumped and not ran.faults:
+        ran.notes.append("nothing was dumped: no program that was asked for came there, or not as often")
+    return ran
 
 
 # One kernel.
@@ -311,7 +315,8 @@ def _attempt(
                 with options.dumping() as dumped:
                     start(args)
             except KernelFault as fault:
-                ran.faults.append(str(fault))
+                if str(fault) not in ran.faults:  # one that is found with and without the checks
+                    ran.faults.append(str(fault))
                 if not checked or "out of bounds" in str(fault):
                     ran.launches = [Launched(name, (), before, {}, inputs)]
                     return

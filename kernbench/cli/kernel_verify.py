@@ -80,7 +80,8 @@ def compare(name: str, got: np.ndarray, want: np.ndarray, inside: Sequence[str] 
     first = ""
     if bad.any():
         at = int(np.argmax(bad))
-        first = f"element {at}: {got[at]:.8g} instead of {want[at]:.8g}"
+        shown = (str(x[at]) if limit is None else f"{x[at]:.8g}" for x in (got, want))
+        first = f"element {at}: {' instead of '.join(shown)}"
     return Compared(name, got.size, int(bad.sum()), float(off.max(initial=0.0)), first)
 
 

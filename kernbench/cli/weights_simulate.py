@@ -48,6 +48,9 @@ def simulate(
 
     if config is not None and model_dir is not None:
         raise typer.BadParameter("give --config or --model-dir, not both")
+    unknown = [name for name in engine or () if name not in ENGINES]
+    if unknown:
+        raise typer.BadParameter(f"--engine {unknown[0]}: expected one of {', '.join(ENGINES)}")
     if model_dir is not None:
         model = Model.of_checkpoint(model_dir)
     else:

@@ -33,7 +33,10 @@ from kernbench.kernels.ttir import (
 MARK = "kernbench.descriptor"
 """An operation without effect: its operands are a descriptor's base and strides."""
 _I1, _I32, _I64 = Scalar("i1"), Scalar("i32"), Scalar("i64")
-_PAD_NAN = 2
+PAD_NAN = 2
+"""What Triton's padding attributes call padding with NaN."""
+PADDING = "kernbench.padding"
+"""An attribute of a kernel's parameter that is a descriptor: its padding."""
 _REDUCE = {"add": "add", "min": "min", "max": "max", "and": "and", "or": "or", "xor": "xor"}
 
 
@@ -147,9 +150,8 @@ class _Lowering:
                     "shape and strides, so this text is not as Triton's front end makes it"
                 )
             shape, strides = behind[:rank], behind[rank:]
-            view = _View(
-                block, values[i], tuple(map(self._wide, shape)), tuple(map(self._wide, strides)), (), self._padding(0)
-            )
+            nan = self._padding(int(args[i].attrs.get(PADDING, 1)) == PAD_NAN)
+            view = _View(block, values[i], tuple(map(self._wide, shape)), tuple(map(self._wide, strides)), (), nan)
             self.views[value] = self._with_lines(view)
             users = (op.loc for op in self.function.walk() if value in op.operands)
             self._checked(view, next(users, self.function.loc))
@@ -240,7 +242,7 @@ class _Lowering:
             tuple(map(self._wide, shape)),
             tuple(map(self._wide, strides)),
             tuple(map(self._wide, offsets)),
-            self._padding(int(op.attrs.get("padding", 1)) == _PAD_NAN),
+            self._padding(int(op.attrs.get("padding", 1)) == PAD_NAN),
         )
         self.views[op.results[0]] = self._with_lines(view)
         if isinstance(kind, TensorDesc):
@@ -283,7 +285,7 @@ class _Lowering:
             self._store(op, pointers, op.operands[1], mask, attrs)
             return
         other = None
-        if mask is not None and int(op.attrs.get("padding", 0)) == _PAD_NAN:
+        if mask is not None and int(op.attrs.get("padding", 0)) == PAD_NAN:
             other = self._constant(float("nan"), view.block)
         self._load(op, view.block, pointers, mask, other, attrs)
 
@@ -309,6 +311,8 @@ class _Lowering:
             )
         if kind == "add" and not str(view.block.elem).startswith("i"):
             kind = "fadd"
+        if kind in ("min", "max") and isinstance(described := op.operands[0].type, TensorDesc) and described.unsigned:
+            kind = f"u{kind}"
         starts = [self._wide(v) for v in op.operands[1:-1]]
         pointers, mask = self._pointers(view, view.block.shape, starts, range(len(starts)))
         value = self._shaped(op.operands[-1], view.block.shape)

@@ -73,6 +73,9 @@ _NEAREST: dict[str, Callable[..., Any]] = {
     "fma": fma,
 }
 
+NAMES = frozenset(_NEAREST)
+"""What :func:`arithmetic` knows."""
+
 
 def _error_in_fractions(name: str, r: Any, *xs: Any) -> Any:
     def one(r: float, *xs: float) -> int:
@@ -88,7 +91,7 @@ def arithmetic(name: str, direction: str) -> Callable[..., Any]:
     """A function of arrays of one type, float32 or float64.
 
     Args:
-        name: ``add``, ``sub``, ``mul``, ``div``, ``rcp``, ``sqrt`` or ``fma``.
+        name: one of :data:`NAMES`.
         direction: ``rd``, ``ru`` or ``rz``.
     """
 

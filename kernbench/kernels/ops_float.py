@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from kernbench.kernels import special
+from kernbench.kernels import directed, special
 from kernbench.kernels.libdevice import LIBDEVICE
 from kernbench.kernels.numerics import NARROW, narrow, rounded, saturated, toward_zero
 from kernbench.kernels.ops_int import in_full, record, short_name
@@ -113,7 +113,7 @@ def emit_fma(c: Compiler, op: Op) -> None:
 
     def fma(x: Any, y: Any, z: Any) -> Any:
         if name == "f64":
-            return x * y + z
+            return directed.fma(x, y, z)[()]
         exact = np.asarray(x, np.float64) * y + z  # the product of two float32 is exact in float64
         single = exact.astype(np.float32)[()]
         return rounded(single, name) if name in NARROW else single

@@ -42,6 +42,9 @@ _BINARY: dict[str, Callable[[Any, Any], Any]] = {
 }  # fmt: skip
 _ROUNDINGS = frozenset(["rm", "rmi", "rn", "rna", "rni", "rp", "rpi", "rz", "rzi"])
 _MODIFIERS = _ROUNDINGS | {"approx", "ftz", "full", "lo", "NaN", "relu", "sat", "satfinite"}
+_TOWARDS = {"rm": "rd", "rp": "ru", "rz": "rz"}
+"""PTX's directed roundings by the names that libdevice has for them."""
+_WHOLE: dict[str, Callable[[Any], Any]] = {"rni": np.rint, "rmi": np.floor, "rpi": np.ceil, "rzi": np.trunc}
 _COMPARE: dict[str, Callable[[Any, Any], Any]] = {
     "eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal,
 }  # fmt: skip
@@ -99,8 +102,12 @@ def _convert(x: Any, source: str, target: str, how: set[str]) -> Any:
         finite = np.isfinite(x)
         made = np.where(finite, (bits + low) & np.uint64(0xFFFFE000), bits).astype(np.uint32)
         return made.view(np.float32)
+    whole = next((_WHOLE[h] for h in how if h in _WHOLE), None)
+    towards = next((_TOWARDS[h] for h in how if h in _TOWARDS), "")
     if target in _FLOAT:
-        x = np.asarray(x)
+        x = np.asarray(x if whole is None else whole(x))
+        if towards and target not in _LARGEST:
+            return directed.converted(towards, _FLOAT[target])(x)
         if target in _LARGEST and "satfinite" in how:
             x = np.clip(x, -_LARGEST[target], _LARGEST[target])
         if "relu" in how:
@@ -111,9 +118,8 @@ def _convert(x: Any, source: str, target: str, how: set[str]) -> Any:
             return (raw - (np.abs(back) > np.abs(x))).astype(raw.dtype).view(_FLOAT[target])
         return x
     if source in _FLOAT:
-        whole_number = np.rint if "rni" in how else np.floor if "rmi" in how else np.ceil if "rpi" in how else np.trunc
         info = np.iinfo(f"{'i' if target[0] == 's' else 'u'}{int(target[1:]) // 8}")
-        x = np.nan_to_num(whole_number(np.asarray(x, np.float64)), nan=0.0, posinf=info.max, neginf=info.min)
+        x = np.nan_to_num((whole or np.trunc)(np.asarray(x, np.float64)), nan=0.0, posinf=info.max, neginf=info.min)
         top = np.nextafter(float(info.max), 0) if info.bits == 64 else info.max
         return np.clip(x, info.min, top).astype(info.dtype)
     if "sat" in how:
@@ -218,6 +224,9 @@ def _instruction(opcode: str) -> Callable[..., Bits] | None:
         return lambda x, y, p: np.asarray(np.where(p != 0, x, y))
     if name == "cvt" and len(types) == 2:
         source, target = types[1][0], kind
+        narrow = target in _LARGEST or target == "tf32"
+        if narrow and (how & {"rm", "rp"} or ("rz" in how and source not in ("f32", "f64"))):
+            return None
         if lanes == 2 and types[1][1] == 1:  # two sources: the first becomes the upper half
             return lambda hi, lo: _joined(
                 [_bits(_convert(_as(x, source), source, target, how), target) for x in (lo, hi)], target
@@ -250,6 +259,12 @@ def _instruction(opcode: str) -> Callable[..., Bits] | None:
         return lambda x: np.asarray(count(_as(x, kind))).astype(np.uint64)
     if name in ("fma", "mad"):
         numbers = directed.fma if kind in _FLOAT else lambda x, y, z: x * y + z
+    towards = next((_TOWARDS[h] for h in how if h in _TOWARDS), "")
+    if towards:
+        name = "fma" if name == "mad" else name
+        if kind not in ("f32", "f64") or lanes > 1 or name not in directed.NAMES:
+            return None
+        numbers = directed.arithmetic(name, towards)
     if numbers is None:
         return None
     fn = numbers

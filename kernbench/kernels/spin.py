@@ -120,4 +120,4 @@ def _equal(a: Any, b: Any) -> bool:
             and isinstance(b, np.ndarray)
             and np.array_equal(a, b, equal_nan=a.dtype.kind == "f")
         )
-    return a is b or bool(a == b)
+    return a is b or bool(a == b) or bool(a != a and b != b)  # NaN is NaN here

@@ -8,8 +8,8 @@ same address.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
@@ -120,6 +120,17 @@ class Team:
         self.boxes = {key: box for key, box in self.boxes.items() if key[0] >= oldest}
         self._gatherings = {key: g for key, g in self._gatherings.items() if key[0] >= oldest}
         return Party(self, member, number, turn, grid[0] * grid[1] * grid[2], device.target.pes, device.stream)
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Launches in the block do not get into the record: they take none of the turns by which members' launches
+        belong together, and meet nobody."""
+        kept = self.boxes, self._gatherings, self._turns
+        self.boxes, self._gatherings, self._turns = {}, {}, {}
+        try:
+            yield
+        finally:
+            self.boxes, self._gatherings, self._turns = kept
 
     def carry_out(self, member: int, crew: Crew) -> None:
         """Run a crew to its end.

@@ -53,9 +53,12 @@ class TensorDesc:
     """A tensor descriptor: reads and writes blocks of the given shape."""
 
     block: Tensor
+    unsigned: bool = False
+    """Whether the elements are unsigned integers, of which a reduction takes another minimum and maximum."""
 
     def __str__(self) -> str:
-        return f"!tt.tensordesc<{self.block}>"
+        text = f"!tt.tensordesc<{self.block}>"
+        return text.replace("xi", "xui") if self.unsigned else text
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +218,8 @@ def parse_type(text: str) -> Type:
         return Pointer(parse_type(pointee))
     if head in ("!tt.tensordesc", "!tt.ptrdesc"):
         block = parse_type(inner if inner.startswith("tensor") else f"tensor<{inner}>")
-        return TensorDesc(block) if isinstance(block, Tensor) else Opaque(text)
+        unsigned = re.search(r"xui\d+", inner) is not None
+        return TensorDesc(block, unsigned) if isinstance(block, Tensor) else Opaque(text)
     if signed := re.fullmatch(r"[su]i(\d+)", text):  # of descriptors; arithmetic does not tell them apart
         return Scalar(f"i{signed[1]}")
     if re.fullmatch(r"(?:b?f\d+\w*|tf32|u?i\d+|index)", text):

@@ -170,8 +170,8 @@ class Factories:
                     f"device '{parsed}': this rank's current device is ahbm:{rank.device}; set_device first"
                 )
         rank.breathe()
-        count = int(np.prod(shape, dtype=np.int64))
-        storage = Storage(rank.sip, count * kind.itemsize, name, self._placement(shape, kind, dp))
+        nbytes = layout.elements(shape) * kind.itemsize
+        storage = Storage(rank.sip, nbytes, name, self._placement(shape, kind, dp))
         return Tensor._on(storage, shape, kind, name)
 
     def _placement(self, shape: layout.Shape, kind: DType, dp: DPPolicy | None) -> Placement:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -14,10 +15,12 @@ Int64s = NDArray[np.int64]
 
 def of_kernel(record: KernelRecord) -> Iterator[tuple[bool, Int64s, Int64s, tuple[str, int]]]:
     """For every DMA row of the record: whether it writes, the first byte and the end of what each program touches, and
-    the kernel's source line. Strided programs are given by the range they lie in. What reaches into
-    other ranks' memory is left out."""
+    the kernel's source line. Strided programs are given by the range they lie in. What reaches into other ranks' memory
+    is left out."""
     for block in record.blocks:
         for row in block.rows:
+            if row.source is not None and row.access is not None:
+                yield False, row.source, row.source + math.prod(row.access.counts), record.lines[row.line]
             if row.access is not None and row.peer is None:
                 start, end = _span(block, row, row.access)
                 touched = end > start

@@ -28,6 +28,17 @@ def sizes(*shape: Any) -> Shape:
     return made
 
 
+def elements(shape: Shape) -> int:
+    """How many elements a new tensor has.
+
+    Raises:
+        ValueError: a size is negative.
+    """
+    if min(shape, default=0) < 0:
+        raise ValueError(f"cannot make a tensor of shape {list(shape)}: a size is negative")
+    return math.prod(shape)
+
+
 def _refuse(n: Any) -> int:
     raise TypeError(n)
 

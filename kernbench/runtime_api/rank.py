@@ -150,7 +150,7 @@ class Rank:
         # No other rank may run meanwhile: Triton's autotuner keeps what it is measuring in itself.
         task, self.task = self.task, None
         try:
-            with signals.signals_aside():
+            with signals.signals_aside(), self.team.aside():
                 return self.ctx.benchmark(fn)
         finally:
             self.task = task

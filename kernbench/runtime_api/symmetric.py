@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from kernbench.kernels import team
 from kernbench.memory import DType, dtype
 from kernbench.memory.space import ALIGNMENT, AddressSpace, OutOfMemoryError
@@ -53,10 +51,12 @@ class SymmetricMemory:
             name: what errors and memory summaries call it.
 
         Raises:
+            ValueError: a size is negative.
             MismatchError: another rank asks for something else.
             OutOfMemoryError: no range is free on all ranks.
         """
-        sizes = layout.sizes(shape[0]) if len(shape) == 1 and isinstance(shape[0], Sequence) else layout.sizes(*shape)
+        sizes, kind = layout.sizes(*shape), _dtype(dtype)
+        layout.elements(sizes)  # a shape that is none is refused before anybody is waited for
         rank = ranks.current_in(self._ctx)
         rank.breathe()
         meetings: list[_Meeting] = rank.world.symmetric
@@ -64,7 +64,7 @@ class SymmetricMemory:
         if number == len(meetings):
             meetings.append(_Meeting())
         meeting, where = meetings[number], user_line()
-        meeting.asked[rank.index] = (sizes, _dtype(dtype), name, where)
+        meeting.asked[rank.index] = (sizes, kind, name, where)
         if len(meeting.asked) == rank.world.size:
             _carry_out(meeting, rank.world)
             meeting.over = True
@@ -96,7 +96,7 @@ def _carry_out(meeting: _Meeting, world: World) -> None:
             )
             return
     sizes, kind = first[:2]
-    nbytes = int(np.prod(sizes, dtype=np.int64)) * kind.itemsize
+    nbytes = layout.elements(sizes) * kind.itemsize
     sips = [rank.sip for rank in sorted(world.ranks, key=lambda rank: rank.index)]
     streams = [sip.current.number for sip in sips]
     spaces = [sip.space for sip in sips]

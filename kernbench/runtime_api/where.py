@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from types import FrameType
 from typing import NamedTuple
 
 _PACKAGE = str(Path(__file__).resolve().parents[1]) + os.sep
@@ -26,8 +27,13 @@ def is_internal(file: str) -> bool:
 
 
 def user_line() -> Where:
-    """The innermost calling line outside KernBench."""
+    """The innermost calling line outside KernBench, and outside Triton, which calls it where a program launches."""
     frame = sys._getframe(1)
-    while frame.f_back is not None and is_internal(frame.f_code.co_filename):
+    while frame.f_back is not None and (is_internal(frame.f_code.co_filename) or _launches(frame)):
         frame = frame.f_back
     return Where(frame.f_code.co_filename, frame.f_lineno)
+
+
+def _launches(frame: FrameType) -> bool:
+    """Whether a frame runs Triton's own code."""
+    return str(frame.f_globals.get("__name__", "")).partition(".")[0] == "triton"

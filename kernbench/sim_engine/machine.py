@@ -62,10 +62,6 @@ class Machine:
         self._made: dict[tuple, int] = {}
         self._pe_paths: dict[int, tuple[Int32s, Int32s]] = {}
 
-    def gemm_engine(self, rank: int, pe: int) -> int:
-        """Number of a PE's systolic array; the vector engine's is ``self.pes`` higher."""
-        return rank * 2 * self.pes + pe
-
     def pe_paths(self, rank: int) -> tuple[Int32s, Int32s]:
         """(reading, writing): int32[PEs], the path of each PE of a rank to and from its own HBM. Slots are cubes."""
         found = self._pe_paths.get(rank)

@@ -11,7 +11,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from kernbench.sim_engine.bound import Activity, BoundCommand, BoundLog
+from kernbench.sim_engine.bound import BoundCommand, BoundLog
 from kernbench.sim_engine.machine import Machine
 from kernbench.sim_engine.queues import HOST, Queues
 from kernbench.sim_engine.state import Replay
@@ -186,7 +186,3 @@ class OpTable:
             flops=gather("flops"),
             duration=gather("duration"),
         )
-
-    def is_mark(self) -> NDArray[np.bool_]:
-        """Ops that take no time by nature."""
-        return self.kind == Activity.MARK

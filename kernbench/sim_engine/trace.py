@@ -35,7 +35,7 @@ MOST_LINES = 20_000
 """Slices of source lines; a run with more launches than that allows has none."""
 _KINDS = {
     Role.READ: (Activity.READ,),
-    Role.WRITE: (Activity.WRITE, Activity.ATOMIC),
+    Role.WRITE: (Activity.WRITE, Activity.ATOMIC, Activity.SEND),
     Role.GEMM: (Activity.GEMM,),
     Role.VECTOR: (Activity.VECTOR,),
 }

@@ -1,7 +1,8 @@
 """``device="cuda"`` on a torch without CUDA: tensors live in host memory and say that they are on the GPU.
 
 Every tensor counts as a GPU's, except those that the program itself made on ``cpu`` or brought there, and what torch
-computes from such tensors alone.
+computes from such tensors alone. Only what it made on the GPU, brought there, or computed from such tensors alone is
+the GPU's for sure; moving anything else there makes a copy.
 """
 
 from __future__ import annotations
@@ -52,9 +53,12 @@ class CudaOnCpu(TorchFunctionMode):
         wanted = _device(kwargs.get("device"))
         if wanted is None:
             made = func(*args, **kwargs)
-            if self._on_host and self._all_on_host((args, kwargs)):
-                for tensor in _tensors(made):
-                    self._mark(tensor, "cpu")
+            results = [] if isinstance(made, torch.Size) else _tensors(made)
+            if results and (self._on_host or self._on_device):
+                places = {self._place(tensor) for tensor in _tensors((args, kwargs))}
+                if len(places) == 1 and (place := places.pop()) is not None:
+                    for tensor in results:
+                        self._mark(tensor, place)
             return made
         made = func(*args, **(kwargs | {"device": _CPU}))
         return self._mark(made, wanted) if isinstance(made, torch.Tensor) else made
@@ -70,19 +74,21 @@ class CudaOnCpu(TorchFunctionMode):
 
     def is_on_host(self, tensor: torch.Tensor) -> bool:
         """Whether the program knows a tensor to be on the CPU."""
-        return tensor.layout == torch.strided and tensor.untyped_storage() in self._on_host
+        return self._place(tensor) == "cpu"
 
-    def _all_on_host(self, args: Any) -> bool:
-        """Whether there are tensors among the arguments of a call, and the program knows all of them on the CPU."""
-        places = {self.is_on_host(tensor) for tensor in _tensors(args)}
-        return places == {True}
+    def _place(self, tensor: torch.Tensor) -> str | None:
+        """Where the program knows a tensor to be: ``cpu``, ``cuda``, or None where it did not say."""
+        storage = _storage(tensor)
+        if storage is None:
+            return None
+        return "cpu" if self._on_host and storage in self._on_host else "cuda" if storage in self._on_device else None
 
     def _move(self, func: Any, args: tuple, kwargs: dict) -> Any:
         """``to``, ``cuda`` and ``cpu``: a new tensor wherever a GPU would have made one, since either may be written
         later."""
         tensor = args[0]
         wanted: str | None
-        on_host = bool(self._on_host) and self.is_on_host(tensor)
+        place = self._place(tensor)
         if func is torch.Tensor.to:
             target = kwargs["device"] if "device" in kwargs else args[1] if len(args) > 1 else None
             if isinstance(target, torch.Tensor):
@@ -98,27 +104,42 @@ class CudaOnCpu(TorchFunctionMode):
             wanted = "cpu" if func is torch.Tensor.cpu else "cuda"
             made = tensor.contiguous(**kwargs) if kwargs.get("memory_format") else tensor
         if wanted is None:
-            return self._mark(made, "cpu") if on_host else made
+            return made if place is None else self._mark(made, place)
         at_home = self._on_host if wanted == "cpu" else self._on_device
-        if made is tensor and (tensor.layout != torch.strided or tensor.untyped_storage() not in at_home):
+        if made is tensor and _storage(tensor) not in at_home:
             made = tensor.clone()
         return self._mark(made, wanted)
 
     def _mark(self, tensor: torch.Tensor, wanted: str) -> torch.Tensor:
-        if tensor.layout == torch.strided and tensor.device == _CPU:
-            (self._on_host if wanted == "cpu" else self._on_device).add(tensor.untyped_storage())
+        storage = _storage(tensor)
+        at_home = self._on_host if wanted == "cpu" else self._on_device
+        if storage is not None and storage not in at_home and tensor.device == _CPU:
+            at_home.add(storage)
         return tensor
 
 
-def _tensors(tree: Any) -> Iterator[torch.Tensor]:
-    """The tensors in nested tuples, lists and dictionaries."""
-    if isinstance(tree, torch.Tensor):
-        yield tree
-    elif isinstance(tree, tuple | list):
-        for item in tree:
-            yield from _tensors(item)
-    elif isinstance(tree, dict):
-        yield from _tensors(tuple(tree.values()))
+def _storage(tensor: torch.Tensor) -> torch.UntypedStorage | None:
+    """A tensor's memory, None where it has none of its own: sparse, or standing for others within ``torch.func``."""
+    if tensor.layout != torch.strided:
+        return None
+    try:
+        return tensor.untyped_storage()
+    except RuntimeError:
+        return None
+
+
+def _tensors(tree: Any) -> list[torch.Tensor]:
+    """The tensors in nested tuples, lists and dictionaries, in any order."""
+    found, left = [], [tree]
+    while left:
+        item = left.pop()
+        if isinstance(item, torch.Tensor):
+            found.append(item)
+        elif isinstance(item, tuple | list):
+            left += item
+        elif isinstance(item, dict):
+            left += item.values()
+    return found
 
 
 def _device(spec: Any) -> str | None:

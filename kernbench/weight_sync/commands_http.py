@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from kernbench.weight_sync.console import AsJson, DryRun, Publish, Verbose, emit, log, meter, size
+from kernbench.weight_sync.console import AsJson, DryRun, Publish, Verbose, emit, log, meter, size, stepping, stored
 
 TOKEN_VARIABLE = "KERNBENCH_WEIGHTS_TOKEN"
 TokenFile = Annotated[
@@ -70,12 +69,14 @@ def push(
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
-    """Send a checkpoint or a delta to servers: all of them get everything, or none shows anything."""
+    """Send a checkpoint to servers: all get everything, or none shows anything. Or a delta, to each for itself."""
     from kernbench.weight_sync.transfer.http_client import HttpTrainerArgs, send_delta, send_weights, server_versions
 
     log(verbose)
+    if source.is_file() and as_version is not None:
+        raise typer.BadParameter("--version: a delta says itself to which version it leads")
     args = HttpTrainerArgs(url, token=_token(token_file), version=as_version, form=form)  # type: ignore[arg-type]
-    sizes, weights = ({}, iter(())) if source.is_file() else _tensors(source)
+    sizes, weights = ({}, iter(())) if source.is_file() else stored(source)
     nbytes = source.stat().st_size if source.is_file() else sum(sizes.values())
     what = "delta" if source.is_file() else f"{len(sizes)} tensors"
     if dry_run:
@@ -84,7 +85,7 @@ def push(
         versions = dict(send_delta(source, args))
     else:
         with meter("sending", nbytes, as_json) as step:
-            version = send_weights(_stepping(weights, sizes, step), args)
+            version = send_weights(stepping(weights, sizes, step), args)
         versions = dict.fromkeys(args.urls, version)
     if as_json:
         document = {"source": str(source), "delta": source.is_file(), "tensors": len(sizes), "bytes": nbytes}
@@ -102,16 +103,3 @@ def _token(path: Path | None) -> str:
         where = f"{path} is empty" if path is not None else f"neither --token-file nor {TOKEN_VARIABLE} is given"
         raise ValueError(f"no token: {where}; any text will do that servers and clients share and others do not know")
     return token
-
-
-def _tensors(model_dir: Path) -> tuple[dict[str, int], Iterator[tuple[str, Any]]]:
-    from kernbench.weight_sync.delta_apply import checkpoint_tensors
-
-    stored = checkpoint_tensors(model_dir)
-    return {n: t.data.size for n, t in stored.items()}, ((n, t.to("numpy")) for n, t in stored.items())
-
-
-def _stepping(weights: Iterator[tuple[str, Any]], sizes: dict[str, int], step: Any) -> Iterator[tuple[str, Any]]:
-    for name, weight in weights:
-        step(name, sizes[name])
-        yield name, weight

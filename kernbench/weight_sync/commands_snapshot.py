@@ -20,6 +20,8 @@ from kernbench.weight_sync.console import (
     parse_size,
     peak_memory,
     size,
+    stepping,
+    stored,
 )
 
 Rank = Annotated[int, typer.Option("--rank", help="Whose weights they are.", min=0)]
@@ -52,7 +54,7 @@ def snapshot(
     if not dry_run:
         folder.mkdir(parents=True, exist_ok=True)
         with meter("writing", sum(sizes.values()), as_json) as step:
-            write_snapshot(folder, rank, id, _stepping(tensors, sizes, step), part_bytes=limit, version=as_version)
+            write_snapshot(folder, rank, id, stepping(tensors, sizes, step), part_bytes=limit, version=as_version)
     total = sum(sizes.values())
     if as_json:
         files = [{"file": part.file, "tensors": part.tensors, "bytes": part.nbytes} for part in parts]
@@ -124,7 +126,6 @@ def _source(
 ) -> tuple[dict[str, int], Iterator[tuple[str, Any]]]:
     """(name -> bytes, the tensors one after another)."""
     from kernbench.weight_sync.arrays import describe
-    from kernbench.weight_sync.delta_apply import checkpoint_tensors
     from kernbench.weight_sync.handles import load_handles
     from kernbench.weight_sync.modelconfig import ModelConfig
     from kernbench.weight_sync.reshard import gather
@@ -132,8 +133,7 @@ def _source(
     if handles is None:
         if model_dir is None:
             raise typer.BadParameter("give --model-dir, --handles or both")
-        stored = checkpoint_tensors(model_dir)
-        return {n: t.data.size for n, t in stored.items()}, ((n, t.to("numpy")) for n, t in stored.items())
+        return stored(model_dir)
     live = load_handles(handles, allow_pickle)
     began = live.version()
     live.check_unchanged(began)
@@ -153,9 +153,3 @@ def _source(
         live.check_unchanged(began)  # raised before the snapshot is published
 
     return sizes, checked()
-
-
-def _stepping(tensors: Iterator[tuple[str, Any]], sizes: dict[str, int], step: Any) -> Iterator[tuple[str, Any]]:
-    for name, tensor in tensors:
-        yield name, tensor
-        step(name, sizes[name])

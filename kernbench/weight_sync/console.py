@@ -89,6 +89,23 @@ def meter(what: str, total: int | None, quiet: bool = False) -> Iterator[Callabl
         yield step
 
 
+def stored(model_dir: Path) -> tuple[dict[str, int], Iterator[tuple[str, Any]]]:
+    """(name -> bytes, the tensors one after another) of a checkpoint."""
+    from kernbench.weight_sync.delta_apply import checkpoint_tensors
+
+    found = checkpoint_tensors(model_dir)
+    return {n: t.data.size for n, t in found.items()}, ((n, t.to("numpy")) for n, t in found.items())
+
+
+def stepping(
+    tensors: Iterator[tuple[str, Any]], sizes: dict[str, int], step: Callable[[str, int], None]
+) -> Iterator[tuple[str, Any]]:
+    """``tensors``, each counted by ``step`` once the next is asked for."""
+    for name, tensor in tensors:
+        yield name, tensor
+        step(name, sizes[name])
+
+
 def peak_memory() -> int:
     """Largest resident memory of this process so far, in bytes; 0 where the system does not tell."""
     try:

@@ -119,11 +119,14 @@ class DeltaReader:
             raise DeltaError(f"{self.place}: format {about['format']}, this program knows {FORMAT}")
         self.base_version: int = about["base_version"]
         self.new_version: int = about["new_version"]
+        if self.new_version <= self.base_version:
+            raise DeltaError(f"{self.place}: it leads from version {self.base_version} to {self.new_version}")
         self.base_fingerprint = self.new_fingerprint = ""
         """Of the two versions; known once all tensors have been read."""
 
     def __iter__(self) -> Iterator[DeltaTensor]:
         """The changed tensors. Raises (while iterating): DeltaError; what came before it is not the whole change."""
+        seen: set[str] = set()
         for kind, body in self._records:
             if kind == END:
                 end = _document(body, self.place, {"records": int, "base": str, "new": str})
@@ -136,6 +139,9 @@ class DeltaReader:
             if kind != TENSOR:
                 raise DeltaError(f"{self.place}: a record of kind {kind!r} where a tensor should start")
             about = _document(body, self.place, {"name": str, "dtype": str, "shape": list})
+            if about["name"] in seen:
+                raise DeltaError(f"{self.place}: {about['name']} is there twice")
+            seen.add(about["name"])
             yield self._tensor(about)
         raise DeltaError(f"{self.place}: it is cut off: its end is missing")
 
@@ -170,8 +176,6 @@ class DeltaFile:
             self.base_version, self.new_version = reader.base_version, reader.new_version
             self._places: dict[str, tuple[DeltaTensor, int]] = {}
             for tensor in reader:
-                if tensor.name in self._places:
-                    raise DeltaError(f"{path}: {tensor.name} is there twice")
                 self._places[tensor.name] = tensor, self._file.tell()
                 for _ in tensor.patches():
                     pass

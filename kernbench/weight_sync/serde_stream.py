@@ -16,6 +16,7 @@ from kernbench.weight_sync.serde import receive_whole
 _READ = 1 << 20
 _STEP = 256 << 10
 _MAX_VALUE = 1 << 20
+_MAX_KEYS = 64
 _SPACE = b" \t\r\n"
 _QUOTE, _BACKSLASH = b'"\\'
 _WIDEST = 4
@@ -122,6 +123,8 @@ class EntryDecoder:
             yield from self._expect(b":")
             if key in entry or (key == "data" and data is not None):
                 raise ValueError(f"an entry has {key!r} twice")
+            if len(entry) == _MAX_KEYS:
+                raise ValueError(f"an entry has more than {_MAX_KEYS} keys")
             if key == "data" and (yield from self._peek()) == b'"':
                 data = yield from self._base64(entry)
             else:

@@ -150,3 +150,5 @@ def test_weights_simulate(kernbench, tmp_path):
     code, _, err = kernbench("weights", "simulate", *options, "-e", "p2p")
     assert code == 1 and "needs 5 SIPs, the machine has 1" in err
     assert kernbench("weights", "simulate", "--trainers", "4")[0] != 0
+    code, _, err = kernbench("weights", "simulate", "-e", "p2p", "-e", "nccl")
+    assert code == 2 and "nccl" in err

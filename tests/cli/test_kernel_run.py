@@ -121,6 +121,20 @@ FAULTY = {
 }
 
 
+def test_a_fault_with_and_without_checks_is_told_once(run):
+    text = (
+        strangers.HEAD
+        + """@triton.jit
+def stuck(lock_ptr):
+    while tl.atomic_cas(lock_ptr, 0, 1) == 1:
+        pass
+"""
+    )
+    code, report = run(text, "--no-verify", "-g", "2", "-a", "lock_ptr=i32[1]:zeros")
+    assert code == 1
+    assert len(report["faults"]) == 1 and "deadlock" in report["faults"][0]
+
+
 @pytest.mark.parametrize("name", FAULTY)
 def test_a_fault_is_found_named_and_the_exit_code(run, name):
     text, words, said = FAULTY[name]
@@ -191,6 +205,12 @@ def test_a_variable_is_dumped_at_a_line(run, tmp_path):
     ]
     mask = np.load(tmp_path / "d" / "9-mask-p7-0-0-i0.npy")
     np.testing.assert_array_equal(mask, 7 * 1024 + np.arange(1024) < 8168)
+
+
+def test_a_dump_of_a_program_that_there_is_not(run):
+    _, report = run(strangers.ADD, "--no-verify", "--no-check", "--dump", "9:mask", "--program", "99")
+    assert report["dumps"] == []
+    assert any(note.startswith("nothing was dumped") for note in report["notes"])
 
 
 def test_several_kernels_are_listed(monkeypatch, capsys, tmp_path):

@@ -56,8 +56,26 @@ def add_up(out, source, m, n, R: tl.constexpr, C: tl.constexpr, HOW: tl.constexp
                 b.atomic_add([row, col], x)
             elif HOW == "max":
                 b.atomic_max([row, col], x)
+            elif HOW == "min":
+                b.atomic_min([row, col], x)
             elif HOW == "xor":
                 b.atomic_xor([row, col], x)
+
+
+@triton.jit
+def merge(target, source, n, R: tl.constexpr, HOW: tl.constexpr):
+    """Into a descriptor made on the host."""
+    x = tl.load(source + tl.arange(0, R), mask=tl.arange(0, R) < n, other=0)
+    if HOW == "max":
+        target.atomic_max([0], x)
+    else:
+        target.atomic_min([0], x)
+
+
+@triton.jit
+def padded_copy(source, target, row, col):
+    """``target = source[row:, col:]``, of descriptors made on the host."""
+    target.store([0, 0], source.load([row, col]))
 
 
 @triton.jit

@@ -145,6 +145,19 @@ class TestTensors:
         assert torch.ones(2).to(y).is_cpu
         assert y.to(x).is_cuda
 
+    def test_what_is_computed_on_the_device_stays_there(self):
+        x = torch.ones(4, device="cuda")
+        for y in (x * 2, x.half(), x.to(torch.float64), torch.stack([x, x])[0], torch.zeros_like(x), x.new_empty(3)):
+            assert y.to("cuda") is y and y.is_cuda
+        leaf = x.clone().requires_grad_()
+        leaf.to("cuda").sum().backward()
+        assert leaf.grad.tolist() == [1.0] * 4
+        assert torch.func.vmap(lambda row: (row * 2).sum())(torch.stack([x, x])).tolist() == [8.0, 8.0]
+        # One that may be the host's, and what comes of it, is copied.
+        unknown = torch.ones(4)
+        for y in (unknown, unknown * 2, unknown * x, x.cpu() + 1):
+            assert y.to("cuda") is not y
+
     def test_dtypes_move_along(self):
         x = torch.ones(4).to("cuda", torch.float16)
         assert (x.dtype, x.is_cuda) == (torch.float16, True)

@@ -2,6 +2,7 @@
 
 import math
 import re
+from fractions import Fraction
 
 import ml_dtypes
 import numpy as np
@@ -367,6 +368,15 @@ def test_operators_on_floats(device, op, kind):
     expected = FLOAT_OPS[op](a.astype(np.float64), b.astype(np.float64))
     unit = float(ml_dtypes.finfo(np.float32 if op == "exp" and kind == np.float64 else kind).eps)
     np.testing.assert_allclose(out.numpy().astype(np.float64), expected, rtol=2 * unit, atol=4 * unit)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_fma_rounds_once(device, kind):
+    a, b = values(64, kind, 1, 2), values(64, kind, 2, 2)
+    out = device.array(a * b)
+    kernels.lost_in_products[(1,)](device.array(a), device.array(b), out, B=64)
+    exact = [Fraction(float(x)) * Fraction(float(y)) - Fraction(float(x * y)) for x, y in zip(a, b, strict=True)]
+    assert [Fraction(float(x)) for x in out.numpy()] == exact and any(exact)
 
 
 @pytest.mark.parametrize("kind", [np.int8, np.int16, np.int32, np.int64])

@@ -84,13 +84,19 @@ def test_matmul_with_descriptors_made_on_the_host(device):
 
 
 @pytest.mark.skipif(not PADS, reason="this Triton's descriptors have no padding option")
-def test_a_host_descriptor_of_nan_padding_says_what_to_do(device):
+def test_one_kernel_takes_host_descriptors_of_either_padding(device):
     from triton.tools.tensor_descriptor import TensorDescriptor
 
-    x = device.empty((32, 32), np.float16)
-    made = TensorDescriptor(x, [32, 32], [32, 1], [32, 32], padding="nan")
-    with pytest.raises(NotImplementedError, match="make_tensor_descriptor"):
-        kernels.host_matmul[(1, 1)](made, made, made, 32, M=32, N=32, K=32)
+    x = values((20, 24), np.float16)
+    source, out = device.array(x), device.empty((16, 32), np.float16)
+    target = TensorDescriptor(out, [16, 32], [32, 1], [16, 32])
+    for padding, beyond in (("nan", np.nan), ("zero", 0), ("nan", np.nan)):
+        framed = np.full((60, 80), beyond, np.float16)
+        framed[20:40, 20:44] = x
+        for row, col in ((-3, 5), (9, -2)):
+            made = TensorDescriptor(source, [20, 24], [24, 1], [16, 32], padding=padding)
+            kernels.padded_copy[(1,)](made, target, row, col)
+            np.testing.assert_array_equal(out.numpy(), framed[20 + row :, 20 + col :][:16, :32])
 
 
 @settings(max_examples=15, deadline=None)
@@ -122,6 +128,21 @@ def test_reduction_into_a_descriptor(device, how, kind, apply):
     out = device.array(x)
     kernels.add_up[(1,)](out, device.array(y), 37, 52, R=16, C=16, HOW=how)
     np.testing.assert_array_equal(out.numpy(), apply(x, y))
+
+
+@pytest.mark.parametrize("kind", [np.uint32, np.int32, np.uint64, np.int64])
+@pytest.mark.parametrize(("how", "apply"), [("min", np.minimum), ("max", np.maximum)])
+def test_minimum_and_maximum_know_whether_their_elements_have_a_sign(device, how, apply, kind):
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    bits = np.iinfo(kind)
+    x, y = np.random.default_rng(3).integers(bits.min, bits.max, (2, 37, 52), kind, endpoint=True)
+    out = device.array(x)
+    kernels.add_up[(1,)](out, device.array(y), 37, 52, R=16, C=16, HOW=how)
+    np.testing.assert_array_equal(out.numpy(), apply(x, y))
+    flat = device.array(x[0])
+    kernels.merge[(1,)](TensorDescriptor(flat, [52], [1], [64]), device.array(y[0]), 52, R=64, HOW=how)
+    np.testing.assert_array_equal(flat.numpy(), apply(x[0], y[0]))
 
 
 @pytest.mark.parametrize("which", [0, 1])

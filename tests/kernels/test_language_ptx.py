@@ -36,6 +36,13 @@ def bits(x, count):
     return np.array([count(f"{int(v) & 0xFFFFFFFF:032b}") for v in x], np.uint32).view(np.int32)
 
 
+def directed(exact, side):
+    """float64 as float32, rounded towards ``side``."""
+    near = exact.astype(np.float32)
+    past = np.abs(near) > np.abs(exact) if side == 0 else near < exact
+    return np.where(past, np.nextafter(near, np.float32(side)), near)
+
+
 FLOATS = {
     "predicates": (LEAKY, lambda x: np.where(x <= 0, x * np.float32(0.125) - np.float32(0.15), x)),
     "hex_literal": ("fma.rn.f32 $0, $1, 0f40000000, 0f3F800000;", lambda x: x * 2 + 1),
@@ -43,6 +50,13 @@ FLOATS = {
     "unordered": (
         "{ .reg .f32 n; .reg .pred p; div.rn.f32 n, 0.0, 0.0; setp.ltu.f32 p, $1, n; selp.f32 $0, 1.0, 2.0, p; }",
         np.ones_like,
+    ),
+    "whole": ("cvt.rni.f32.f32 $0, $1;", np.rint),
+    "whole_below": ("cvt.rmi.f32.f32 $0, $1;", np.floor),
+    "up": ("add.rp.f32 $0, $1, 0f30800000;", lambda x: directed(x + np.float64(2**-30), np.inf)),
+    "towards_zero": (
+        "{ .reg .f64 d; cvt.f64.f32 d, $1; mul.f64 d, d, 0d3FF000001FFFFFFF; cvt.rz.f32.f64 $0, d; }",
+        lambda x: directed(x * np.float64(np.uint64(0x3FF000001FFFFFFF).view(np.float64)), 0),
     ),
     "sign": ("copysign.f32 $0, $1, 3.0;", lambda x: np.copysign(np.float32(3), x)),
 }
@@ -90,7 +104,9 @@ def test_on_integers(device, name):
     np.testing.assert_array_equal(run(device, text, x, "=r,r"), expected(x))
 
 
-@pytest.mark.parametrize("text", ["mov.u32 $0, %laneid;", "ld.global.b32 $0, [$1];", "@p bra done;"])
+@pytest.mark.parametrize(
+    "text", ["mov.u32 $0, %laneid;", "ld.global.b32 $0, [$1];", "@p bra done;", "cvt.rp.f16.f32 $0, $1;"]
+)
 def test_what_has_no_counterpart_is_refused(device, text):
     with pytest.raises(KernelError, match=r"language_kernels.py:\d+.*the PTX instruction"):
         run(device, text, np.ones(4, np.int32), "=r,r")

@@ -221,3 +221,27 @@ def plain_flag(flag):
         kl.wait(flag, 1)
     else:
         tl.atomic_xchg(flag, 1)
+
+
+@triton.autotune(configs=[triton.Config({"BLOCK": 16}), triton.Config({"BLOCK": 32})], key=["n"])
+@triton.jit
+def tuned(out, n, BLOCK: tl.constexpr):
+    i = tl.arange(0, BLOCK)
+    tl.store(out + i, kl.rank() + tl.zeros((BLOCK,), tl.int32), mask=i < n)
+
+
+@triton.jit
+def leaves_nan(out, flag):
+    """Program 0 spins until program 1 has put a number in the place of NaN."""
+    if tl.program_id(0) == 0:
+        value = tl.load(flag, volatile=True)
+        while value != value:
+            value = tl.load(flag, volatile=True)
+        tl.store(out, value)
+    else:
+        tl.store(flag, 3.0)
+
+
+@triton.jit
+def copied(dst, src, n):
+    kl.copy(dst, src, n)

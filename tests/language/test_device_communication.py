@@ -180,6 +180,16 @@ def test_messages_and_barriers_between_ranks():
         assert values == {left} and back == [100 * left + p for p in (3, 2, 1, 0)]
 
 
+def test_what_is_measured_takes_no_turn():
+    def worker(ctx, rank):
+        kernels.tuned[(1,)](ctx.zeros(64, dtype="i32"), 16)  # the first rank tries out, the others take its choice
+        x, out = ctx.full((4, 16), rank, dtype="f32"), ctx.zeros(4, 16, dtype="f32")
+        kernels.message_to_next_rank[(4,)](out, x, 16)
+        return set(out.numpy().ravel().tolist())
+
+    assert spawn(2, worker).results == [{1.0}, {0.0}]
+
+
 def test_time_of_a_message():
     """From scratchpad to scratchpad it takes the latency of the way and its bytes through the narrowest link."""
     graph, n = machine(2), 4096
@@ -251,6 +261,12 @@ def test_a_spin_that_counts_its_tries(device):
     flag.zero_()
     kernels.impatient[(1,)](flag, out)
     assert out.numpy()[0] == 1000
+
+
+def test_a_spin_on_nan(device):
+    out, flag = device.array(np.zeros(1), "f32"), device.array(np.full(1, np.nan), "f32")
+    kernels.leaves_nan[(2,)](out, flag)
+    assert out.numpy() == 3
 
 
 def test_a_spin_that_tells_others_something(device):

@@ -65,7 +65,10 @@ def test_a_deadlock_between_ranks_names_the_ranks_too():
     errors = errors_of(worker)
     assert {type(e) for e in errors.values()} == {DeadlockError}
     message = str(errors[0])
-    assert "rank 0 waits in kernel 'wait_for_ever' at" in message and "rank 1 waits in barrier" in message
+    source, start = inspect.getsourcelines(worker)
+    launch, barrier = (start + i for i, row in enumerate(source) if "[(1,)]" in row or "barrier()" in row)
+    assert f"rank 0 waits in kernel 'wait_for_ever' at {__file__}:{launch}" in message
+    assert "rank 1 waits in barrier" in message and f"{__file__}:{barrier}" in message
     at = line(kernels.wait_for_ever, "kl.wait")
     assert (
         f"{at}: rank 0, program (0, 0, 0) of kernel 'wait_for_ever' waits for 'flag', element 0 of 'gate', to be >= 7: "
@@ -127,6 +130,35 @@ def test_ranks_that_ask_for_different_symmetric_memory():
     errors = errors_of(lambda ctx, rank: ctx.distributed.symmetric_memory.empty(4 + rank, dtype="i32"))
     assert {type(e) for e in errors.values()} == {MismatchError}
     assert "rank 0 asks for [4] of " in str(errors[0]) and "rank 1 for [5]" in str(errors[0])
+
+
+def test_copies_look_at_what_is_in_flight_too():
+    def worker(ctx, rank):
+        ctx.distributed.init_process_group()
+        x, y = ctx.zeros(4096, dtype="f32"), ctx.zeros(4096, dtype="f32")
+        work = ctx.distributed.all_reduce(x, async_op=True)
+        kernels.copied[(1,)](y, x, 4096)
+        work.wait()
+
+    assert "kernel 'copied'" in str(errors_of(worker))
+
+
+def test_a_call_that_is_refused_does_not_count():
+    found = {}
+
+    def worker(ctx, rank):
+        memory = ctx.distributed.symmetric_memory
+        if rank == 0:
+            with pytest.raises(TypeError, match="unknown dtype"):
+                memory.empty(4, dtype="nothing")
+            with pytest.raises(ValueError, match="a size is negative"):
+                memory.empty(-4)
+        memory.empty(4)
+        found[rank] = memory.empty(8).data_ptr()
+
+    with RuntimeContext.open(MACHINE) as ctx:
+        ctx.multiprocessing.spawn(lambda rank: worker(ctx, rank), nprocs=2)
+    assert found[0] == found[1]
 
 
 def test_symmetric_memory_is_at_one_address_and_comes_back():

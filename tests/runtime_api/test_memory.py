@@ -69,6 +69,15 @@ def test_a_tensor_in_flight_outlives_its_name(run):
     assert run(2, worker).results == [(2.0, 5.0)] * 2
 
 
+def test_shapes_that_no_memory_can_have():
+    with RuntimeContext.open("tiny") as ctx:
+        with pytest.raises(OutOfMemoryError):
+            ctx.empty(1 << 40, 1 << 40)  # 0 elements modulo 2**64
+        with pytest.raises(ValueError, match=r"shape \[2, -4\]: a size is negative"):
+            ctx.empty(2, -4)
+        assert ctx.ahbm.memory_allocated() == 0
+
+
 def test_out_of_memory_says_who_holds_what():
     with RuntimeContext.open("tiny", overrides=["sip.cube.hbm.capacity=1 MiB"]) as ctx:
         total = ctx.ahbm.mem_get_info()[1]

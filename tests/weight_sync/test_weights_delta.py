@@ -245,6 +245,28 @@ def test_positions_beyond_four_gibibytes():
     assert offset == (4 << 30) + PIECE and np.array_equal(old, new) and len(file.getvalue()) < 500
 
 
+def test_what_no_writer_writes_is_refused(tmp_path):
+    old = {"a": np.zeros(4, np.float32)}
+    write_safetensors(tmp_path / "model.safetensors", old)
+    before = (tmp_path / "model.safetensors").read_bytes()
+    data = made(old, {"a": np.ones(4, np.float32)})[0]
+    start = len(delta.MAGIC)
+    parts = list(records.read_records(io.BytesIO(data[start:]), "delta", delta.LIMIT, DeltaError))
+
+    def written(parts):
+        return io.BytesIO(delta.MAGIC + b"".join(records.head(kind, body) + body for kind, body in parts))
+
+    assert written(parts).getvalue() == data
+    header, tensor, (end, body) = parts[0], parts[1:-1], parts[-1]
+    twice = [header, *tensor, *tensor, (end, body.replace(b'"records":4', b'"records":7'))]
+    with pytest.raises(DeltaError, match="a is there twice"):
+        apply_delta(tmp_path, written(twice))
+    back = (header[0], header[1].replace(b'"new_version":1', b'"new_version":0'))
+    with pytest.raises(DeltaError, match="from version 0 to 0"):
+        apply_delta(tmp_path, written([back, *parts[1:]]))
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+
+
 def test_refusals(tmp_path):
     old = {"a": np.zeros(4, np.float32), "b": np.zeros(2)}
     with pytest.raises(ValueError, match="b is not once in either version"):

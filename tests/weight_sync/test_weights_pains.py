@@ -371,6 +371,11 @@ def test_a_tied_head_follows_its_embedding_and_cannot_contradict_it():
     with pytest.raises(ValueError, match="'head' and 'embed' are the same memory, and came with different values"):
         one.finish()
     assert one.digests()["embed"] == digest(new(2)["a"])
+    three = ServedWeights({"embed": memory, "head": memory.reshape(8, 4), "draft": memory.reshape(8, 4)})
+    three.start()
+    three.load([("draft", new(3)["a"]), ("head", new(4)["a"])])
+    with pytest.raises(ValueError, match="'head' and 'draft' are the same memory"):
+        three.finish()
 
 
 def test_a_copy_of_a_tied_head_that_does_not_follow_is_named():

@@ -87,6 +87,8 @@ def test_sizes_are_checked_before_memory_is_taken():
         EntryDecoder(max_bytes=1000).feed(head)
     with pytest.raises(ValueError, match="more than the 1000 bytes"):
         EntryDecoder(max_bytes=1000).feed(b'{"params":[{"data":"' + b"A" * 2000)
+    with pytest.raises(ValueError, match="more than 64 keys"):
+        EntryDecoder().feed(b'{"params":[{' + b",".join(b'"%d":1' % i for i in range(100)))
     with pytest.raises(ValueError, match="a value is longer"):
         EntryDecoder().feed(b'{"params":[{"name":"' + b"A" * (2 << 20))
 

@@ -272,6 +272,40 @@ def test_a_late_request_does_not_go_into_the_next_update(serve):
     assert post(url, "abort_weight_update") == (200, {"version": 0})
 
 
+def test_an_update_that_ends_while_a_request_arrives_does_not_pass_it_on(serve):
+    served, url = serve(new(1))
+
+    class NextUpdate(ServedWeights):
+        asked = 0
+
+        @property
+        def updating(self):  # version 1 until it has been asked for once: another trainer is at version 2 by then
+            self.asked += 1
+            return 1 if self.asked == 1 else super().updating
+
+    served.__class__ = NextUpdate
+    served.start(2)
+    status, answer = post(url, "update_weights?version=1", stream(new(1)), headers=OCTETS)
+    assert status == 409 and "tensors of version 1 came while 2 is being loaded" in answer["error"]
+
+
+def test_a_port_can_be_taken_again_at_once():
+    first = WeightServer(ServedWeights(zeros(new(1))))
+    port = urlsplit(first.url).port
+    with socket.create_connection(("127.0.0.1", port)) as client:
+        client.sendall(b"GET /weight_info HTTP/1.1\r\nconnection: close\r\n\r\n")
+        while client.recv(4096):
+            pass
+    first.close()
+    WeightServer(ServedWeights(zeros(new(1))), port=port).close()
+
+
+def test_web_pages_cannot_post_to_loopback(serve):
+    served, url = serve(new(1))
+    status, answer = post(url, "start_weight_update", b"{}", headers={"origin": "https://example.org"})
+    assert status == 403 and "token" in answer["error"] and served.updating is None
+
+
 @pytest.mark.parametrize("damage", ["cut", "flip"])
 def test_a_damaged_stream_can_be_sent_again(serve, damage):
     weights = new(1)
@@ -444,6 +478,51 @@ def test_what_fails_in_the_worker_reaches_the_trainer():
                 pass
             with pytest.raises(HttpTransferError, match="KeyError: 'no such parameter'"):
                 send(new(1), one.url, batch_bytes=1)
+            with pytest.raises(KeyError):
+                update.result()
+    finally:
+        one.shutdown()
+
+
+def test_another_trainers_values_do_not_get_lost_in_an_update():
+    one = engine()
+    first, other = ({"params": [encode_for_http("a", new(seed)["a"], encoding="bits")]} for seed in (1, 2))
+    came = []
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            update = pool.submit(one.receive_weights, one.parse_update_info({"timeout": 20}), came.extend)
+            while one._handover._info is None:
+                pass
+            post(one.url, "start_weight_update", b"{}")
+            path = "http_update_weights/"
+            assert [post(one.url, path, json.dumps(first).encode())[0] for _ in range(2)] == [200, 200]
+            status, answer = post(one.url, path, json.dumps(other).encode())
+            assert status == 400 and "'a' comes twice in one update, with other values" in answer["error"]
+            assert post(one.url, "finish_weight_update") == (200, {"version": 1})
+            update.result()
+        assert [name for name, _ in came] == ["a"]
+    finally:
+        one.shutdown()
+
+
+def test_a_worker_that_fails_while_the_trainer_finishes_says_so():
+    one = engine()
+    failing = threading.Event()
+
+    def load(pairs):
+        failing.wait(20)
+        raise KeyError("no such parameter")
+
+    def finishing():  # everything has been posted: what follows it in the queue is the question how it went
+        threading.Timer(0.1, failing.set).start()
+
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            update = pool.submit(one.receive_weights, one.parse_update_info({"timeout": 20}), load)
+            while one._handover._info is None:
+                pass
+            with pytest.raises(HttpTransferError, match="the worker failed: KeyError: 'no such parameter'"):
+                send({"a": new(1)["a"]}, one.url, timeout=5, before_finish=finishing)
             with pytest.raises(KeyError):
                 update.result()
     finally:

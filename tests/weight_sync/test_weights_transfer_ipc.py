@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -297,3 +298,13 @@ def test_folders_of_dead_trainers_are_removed():
     mine = Path(new_address())
     assert not left.parent.exists() and mine.parent.is_dir()
     mine.parent.rmdir()
+
+
+def test_what_only_looks_like_a_trainers_folder_is_left_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "kernbench-transfer-notes").mkdir()
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "socket").touch()
+    (tmp_path / "kernbench-transfer-999999999-link").symlink_to(tmp_path / "home")
+    new_address()
+    assert (tmp_path / "kernbench-transfer-notes").is_dir() and (tmp_path / "home" / "socket").exists()

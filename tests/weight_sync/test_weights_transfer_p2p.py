@@ -297,6 +297,7 @@ def test_arguments_and_places_are_checked():
         ({"src_axes": []}, "`src_axes` should be of the same size as `names`: got 0 and 1"),
         ({"digests": ["0"]}, "move_digests instead"),
         ({"dst_axes": [2]}, "axis 2 of the shape"),
+        ({"chunk_bytes": 0}, "chunk_bytes is 0"),
     ):
         with pytest.raises(ValueError, match=f"Invalid update_info for P2PWeightTransferEngine: .*{says}"):
             engine.parse_update_info(about | wrong)

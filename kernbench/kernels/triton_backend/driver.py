@@ -16,6 +16,7 @@ import triton.backends.driver as base
 from triton.backends.compiler import GPUTarget
 
 from kernbench.kernels import device as devices
+from kernbench.kernels.descriptors import PAD_NAN, PADDING
 from kernbench.kernels.foreign import HostArray
 from kernbench.kernels.kernel import Kernel
 from kernbench.kernels.launch import launch
@@ -50,7 +51,8 @@ class Launcher:
         self.name = metadata.name
         self.file = _file_of(source)
         self.num_stages = metadata.num_stages
-        self.kernel: Kernel | None = None
+        self.kernels: dict[tuple[bool, ...], Kernel] = {}
+        """By which of the arguments that are descriptors are padded with NaN: the text does not say."""
         self.kinds = tuple(source.signature.values())
         self.flat = not any(isinstance(kind, tuple) or kind.startswith("tensordesc") for kind in self.kinds)
         self.runtime = [i for i, kind in enumerate(self.kinds) if kind != "constexpr"]
@@ -74,15 +76,17 @@ class Launcher:
         exit_hook: Callable[[Any], Any] | None,
         *args: Any,
     ) -> None:
-        if self.kernel is None:
-            self.kernel = Kernel(
-                self.name, relocated(function.decode(), self.file), self.num_stages, self.constexprs, names=self.names
-            )
-        tuning.launching(self.kernel)
+        padded = () if self.flat else tuple(_nan_padded(self.kinds, args))
+        kernel = self.kernels.get(padded)
+        if kernel is None:
+            text = padding_written(relocated(function.decode(), self.file), padded)
+            kernel = Kernel(self.name, text, self.num_stages, self.constexprs, names=self.names)
+            self.kernels[padded] = kernel
+        tuning.launching(kernel)
         if enter_hook is not None:
             enter_hook(launch_metadata)
         values = [args[i] for i in self.runtime] if self.flat else list(_flatten(self.kinds, args))
-        launch(self.kernel, (grid_x, grid_y, grid_z), values)
+        launch(kernel, (grid_x, grid_y, grid_z), values)
         if exit_hook is not None:
             exit_hook(launch_metadata)
 
@@ -111,6 +115,27 @@ def relocated(text: str, file: str) -> str:
     return text
 
 
+def padding_written(text: str, padded: Sequence[bool]) -> str:
+    """TTIR whose kernel says of each descriptor among its parameters, in order, whether it is padded with NaN.
+
+    A GPU learns that from the descriptor's bytes, ours from an attribute of the parameter.
+    """
+    if not any(padded):
+        return text
+    start = text.index("tt.func public @")
+    end = text.index("\n", start)
+    turn = iter(padded)
+
+    def written(found: re.Match[str]) -> str:
+        if not next(turn):
+            return found[0]
+        others = f", {found[2]}" if found[2] else ""
+        return f"{found[1]} {{{PADDING} = {PAD_NAN} : i32{others}}}"
+
+    parameter = r"(!tt\.tensordesc<(?:tensor<[^<>]*>|[^<>]*)>)(?: \{([^{}]*)\})?"
+    return text[:start] + re.sub(parameter, written, text[start:end]) + text[end:]
+
+
 def _constants(source: Any) -> list[Any]:
     return [source.constants.get((i,)) for i in range(len(source.signature))]
 
@@ -135,14 +160,18 @@ def _flatten(kinds: Sequence[Any], args: Sequence[Any]) -> Any:
         if isinstance(kind, tuple):
             yield from _flatten(kind, arg)
         elif kind.startswith("tensordesc"):
-            if getattr(arg, "padding", "zero") != "zero":
-                raise NotImplementedError(
-                    f"a host TensorDescriptor with padding='{arg.padding}' is not supported: call "
-                    "tl.make_tensor_descriptor(..., padding_option='nan') in the kernel"
-                )
             yield from (arg.base, *arg.shape, *arg.strides)
         elif kind != "constexpr":
             yield arg
+
+
+def _nan_padded(kinds: Sequence[Any], args: Sequence[Any]) -> Iterator[bool]:
+    """Of the arguments that are descriptors, in order: whether what lies out of their bounds reads as NaN."""
+    for kind, arg in zip(kinds, args, strict=True):
+        if isinstance(kind, tuple):
+            yield from _nan_padded(kind, arg)
+        elif kind.startswith("tensordesc"):
+            yield getattr(arg, "padding", "zero") == "nan"
 
 
 def simulated_time(

@@ -7,6 +7,7 @@ addresses, and the bytes behind a simulated tensor are real. They take no simula
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -65,7 +66,9 @@ def _on_host(arg: Any, touched: list[Allocation]) -> Any:
     if isinstance(arg, tuple):
         return tuple(_on_host(a, touched) for a in arg)
     if hasattr(arg, "block_shape") and hasattr(arg, "base"):
-        return type(arg)(_on_host(arg.base, touched), arg.shape, arg.strides, arg.block_shape)
+        moved = copy.copy(arg)
+        moved.base = _on_host(arg.base, touched)
+        return moved
     if not hasattr(arg, "data_ptr") or isinstance(arg, HostView) or foreign.is_foreign(arg):
         return arg
     address = int(arg.data_ptr())

@@ -39,6 +39,8 @@ class CheckpointTarget:
         self._base_version: int | None = None
         self._updating: int | None = None
         self._digests: dict[str, str] = {}
+        self._came: dict[str, str] = {}
+        """Published name -> the name under which the tensor has come."""
 
     @property
     def version(self) -> int:
@@ -74,7 +76,7 @@ class CheckpointTarget:
                     self._update.header(file)
                     self._update.check(file)
                 self._stack = stack.pop_all()
-            self._updating, self._base_version, self._digests = version, base_version, {}
+            self._updating, self._base_version, self._digests, self._came = version, base_version, {}, {}
             return version
 
     def load(
@@ -123,7 +125,7 @@ class CheckpointTarget:
                     if self._digests.get(name) != expected:
                         what = "has not arrived" if name not in self._digests else "has arrived with other values"
                         raise ValueError(f"'{name}' {what}, though the trainer says that it has sent it")
-                missing = sorted(self._files.keys() - {self._resolved(name) for name in self._digests})
+                missing = sorted(self._files.keys() - self._came.keys())
                 if self._base_version is None and missing:
                     raise ValueError(
                         f"the update to version {self._updating} lacks {len(missing)} of {len(self._files)} tensors, "
@@ -161,6 +163,9 @@ class CheckpointTarget:
                 raise ValueError(f"'{name}' comes twice in one update, with other values: two trainers send at once?")
             return
         published = self._resolved(name)
+        other = self._came.setdefault(published, name)
+        if other != name:
+            raise ValueError(f"'{published}' is given twice in one update: as '{other}' and as '{name}'")
         file = self._files[published]
         where = self._update.header(file).tensors[published]
         check_same(name, describe(weight), (where.kind, where.shape))

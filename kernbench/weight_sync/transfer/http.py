@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from kernbench.weight_sync.arrays import Framework
+from kernbench.weight_sync.arrays import Framework, digest
 from kernbench.weight_sync.transfer.base import (
     LoadWeights,
     Weights,
@@ -118,7 +118,8 @@ class _Handover:
         self._lock = threading.Lock()
         self._info: HttpUpdateInfo | None = None
         self._items: queue.Queue[Any] = queue.Queue(QUEUE)
-        self._names: set[str] = set()
+        self._digests: dict[str, str] = {}
+        """Of each tensor that has come."""
         self._error: BaseException | None = None
 
     # Of the receiver.
@@ -127,7 +128,7 @@ class _Handover:
         with self._lock:
             if self._info is not None:
                 raise RuntimeError("this engine receives already")
-            self._items, self._names, self._error = queue.Queue(QUEUE), set(), None
+            self._items, self._digests, self._error = queue.Queue(QUEUE), {}, None
             self._info = info
         answer: queue.Queue[BaseException | None] | None = None
         error: BaseException | None = None
@@ -150,8 +151,8 @@ class _Handover:
         finally:
             with self._lock:
                 self._info, self.updating, self._error = None, None, error
-            if answer is not None:
-                answer.put(error)
+                if answer is not None:
+                    answer.put(error)
 
     # Of the server.
 
@@ -186,27 +187,47 @@ class _Handover:
                     f"the trainer sends with is_checkpoint_format={is_checkpoint_format}, the worker's update_info "
                     f"says {self._info.is_checkpoint_format}"
                 )
-            fresh = [(name, weight) for name, weight in weights if name not in self._names]
-            self._names |= {name for name, _ in fresh}
+            fresh = []
+            for name, weight in weights:
+                found = (digests or {}).get(name) or digest(weight)
+                if name not in self._digests:
+                    self._digests[name] = found
+                    fresh.append((name, weight))
+                elif self._digests[name] != found:
+                    raise ValueError(
+                        f"'{name}' comes twice in one update, with other values: two trainers send at once?"
+                    )
         self._put(fresh)
 
     def finish(self, digests: Mapping[str, str] | None = None) -> int:
         """Frames have been compared with their hashes; here, that all have come."""
         version = self.updating
-        missing = sorted((digests or {}).keys() - self._names)
+        missing = sorted((digests or {}).keys() - self._digests.keys())
         if missing:
             error = ValueError(f"'{missing[0]}' has not arrived, though the trainer says that it has sent it")
             self._put(error)
             raise error
-        answer: queue.Queue[BaseException | None] = queue.Queue()
-        self._put(answer)
-        if (failed := answer.get()) is not None:
+        if (failed := self._outcome()) is not None:
             raise RuntimeError(f"the worker failed: {type(failed).__name__}: {failed}")
         return version or self.version
 
     def abort(self) -> None:
         if self.updating is not None:
             self._put(RuntimeError("the trainer has given the update up"))
+
+    def _outcome(self) -> BaseException | None:
+        """What the receiver says of the whole update; it may fail before it comes to being asked."""
+        items = self._items
+        answer: queue.Queue[BaseException | None] = queue.Queue()
+        self._put(answer)
+        while True:
+            with self._lock:
+                ended = self.updating is None or self._items is not items
+            try:
+                return answer.get(timeout=0.05)
+            except queue.Empty:
+                if ended:
+                    return self._error or RuntimeError("it has stopped receiving")
 
     def _put(self, item: Any) -> None:
         """Wait for room as long as somebody receives."""

@@ -35,7 +35,8 @@ class Body:
         self.limit: int | None = None
         self.received = 0
         lengths = set(headers.get_all("content-length", []))
-        length, coding = min(lengths, default=None), headers.get("transfer-encoding")
+        length, codings = min(lengths, default=None), headers.get_all("transfer-encoding")
+        coding = ", ".join(codings) if codings else None
         if len(lengths) > 1:
             raise BodyError(f"content-lengths {sorted(lengths)}: send one")
         if coding is not None and (coding.strip().lower() != "chunked" or length is not None):

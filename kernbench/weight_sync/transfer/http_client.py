@@ -280,7 +280,7 @@ class _Replica:
                 response = self._request(method, path, body(), headers, fresh=not retries)
                 if response[0] != 503 or not left:
                     return response
-                time.sleep(min(float(response[1].get("retry-after", 1)), 10))
+                time.sleep(_pause(response[1].get("retry-after", "1")))
             except (OSError, http.client.HTTPException) as error:
                 if not left:
                     raise HttpTransferError(f"{self.url}: {type(error).__name__}: {error}") from error
@@ -326,6 +326,14 @@ class _Replica:
                 said = text[:500].decode("utf-8", "replace")
             raise HttpTransferError(f"{self.url}: Request failed: {status}, {said}", status)
         return text
+
+
+def _pause(retry_after: str) -> float:
+    """Seconds to wait, 10 at most; a proxy may name a time of day instead, for which one will do."""
+    try:
+        return max(0.0, min(float(retry_after), 10.0))
+    except ValueError:
+        return 1.0
 
 
 def _joined(pieces: Iterable[bytes | Bytes]) -> Iterator[bytes | memoryview]:

@@ -11,8 +11,9 @@ POST apply_delta          a delta (:mod:`kernbench.weight_sync.delta`), where th
 POST http_update_weights/ JSON for trainers that know no sessions: outside of one, each request is an update of its own
 ========================  ==============================================================================================
 
-Requests of one update may come at once. Errors are JSON {"error": text}: 400 wrong weights, 401 wrong token, 409 no
-such update, 413 too large, 415 unknown format, 503 too many requests (ask again after Retry-After).
+Requests of one update may come at once. Errors are JSON {"error": text}: 400 wrong weights, 401 wrong token, 403 from
+a web page without a token, 409 no such update, 413 too large, 415 unknown format, 503 too many requests (ask again
+after Retry-After).
 
 A thread a connection reads bodies straight into the memory of their tensors and hashes them on the way; one that is
 slow at loading so holds its sender back.
@@ -28,7 +29,9 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import TCPServer
 from typing import Any, Protocol
 from urllib.parse import parse_qs, urlsplit
 
@@ -109,7 +112,7 @@ class WeightServer:
         limits: Limits | None = None,
         framework: Framework | None = "numpy",
     ) -> None:
-        if token is None and host not in _LOOPBACK:
+        if not token and host not in _LOOPBACK:
             raise ValueError(f"anybody who reaches {host} could replace the weights: give a token, or use 127.0.0.1")
         endpoints = _Endpoints(target, token, limits or Limits(), framework)
         self._server = (_Server6 if ":" in host else _Server)((host, port), endpoints)
@@ -143,8 +146,7 @@ class _Server(ThreadingHTTPServer):
 
     def server_bind(self) -> None:
         """Without the look-up of the host's name that HTTPServer would make."""
-        self.socket.bind(self.server_address)
-        self.server_address = self.socket.getsockname()
+        TCPServer.server_bind(self)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         with self._lock:
@@ -213,7 +215,7 @@ class _Connection(BaseHTTPRequestHandler):
         endpoints, body, status = self.server.endpoints, None, 200
         headers: Mapping[str, str] = {}
         try:
-            endpoints.check_token(self.headers.get("authorization", ""))
+            endpoints.check_sender(self.headers)
             body = Body(self.headers, self.rfile)  # type: ignore[arg-type]
             answer = endpoints.answer(self.command, self.path, self.headers.get("content-type", ""), body)
         except ConnectionError:
@@ -270,8 +272,12 @@ class _Endpoints:
             ("POST", "/http_update_weights/"): self.update_without_session,
         }
 
-    def check_token(self, given: str) -> None:
-        if self._expected is not None and not hmac.compare_digest(given.encode(), self._expected):
+    def check_sender(self, headers: Message) -> None:
+        given = headers.get("authorization", "")
+        if self._expected is None:
+            if headers.get("origin") is not None:  # which browsers send: any page may post to loopback
+                raise _Refusal(403, "web pages may not send weights to a server without a token")
+        elif not hmac.compare_digest(given.encode(), self._expected):
             raise _Refusal(401, "the request bears no token, or a wrong one", {"www-authenticate": "Bearer"})
 
     def answer(self, method: str, url: str, content_type: str, body: Body) -> dict[str, Any]:
@@ -311,9 +317,10 @@ class _Endpoints:
             raise _Refusal(415, f"content-type is {content_type!r}: expected {CONTENT_TYPE} or {JSON_TYPE}")
         body.allow(self.limits.request_bytes)
         with self._turn():
-            self._check_version(query.get("version"))
-            if (version := self.target.updating) is None:
+            version = self._check_version(query.get("version"))
+            if version is None:
                 self.target.load([])  # says that no update is active, and why if one has failed
+                raise _Refusal(409, "No weight update was active when the request came")
             load = self._load_frames if content_type == CONTENT_TYPE else self._load_json
             checkpoint = query.get("is_checkpoint_format", "true").lower() != "false"
             return {"tensors": load(body, version=version, is_checkpoint_format=checkpoint)}
@@ -365,11 +372,12 @@ class _Endpoints:
             self.target.load([pair], digests=decoder.digests, owned=True, **options)
         return decoder.count
 
-    def _check_version(self, given: Any) -> None:
-        """A request that is late must not go into the next update."""
+    def _check_version(self, given: Any) -> int | None:
+        """The update under way; a request that is late must not go into the next."""
         now = self.target.updating
         if None not in (given, now) and str(given) != str(now):
             raise _Refusal(409, f"the request is for version {given}, the update under way is to {now}")
+        return now
 
     @contextmanager
     def _turn(self) -> Iterator[None]:

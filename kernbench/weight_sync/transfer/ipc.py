@@ -106,8 +106,9 @@ def new_address() -> str:
     Folders that trainers which have died left behind are removed.
     """
     for old in Path(tempfile.gettempdir()).glob(f"{_FOLDER}*"):
-        with suppress(OSError):
-            if old.stat().st_uid == os.getuid() and not is_alive(int(old.name.split("-")[2])):
+        with suppress(OSError, ValueError):  # links and other names are somebody else's
+            mine = not old.is_symlink() and old.lstat().st_uid == os.getuid()
+            if mine and not is_alive(int(old.name.split("-")[2])):
                 _remove(old / "socket")
     return str(Path(tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-")) / "socket")
 

@@ -11,6 +11,7 @@ from typing import Any
 from kernbench.runtime_api import rank as ranks
 from kernbench.runtime_api.tensor import Tensor
 from kernbench.weight_sync.arrays import describe, digest
+from kernbench.weight_sync.dtypes import WireType
 from kernbench.weight_sync.transfer.base import (
     LoadWeights,
     TensorListInfo,
@@ -63,7 +64,7 @@ class P2PUpdateInfo(TensorListInfo):
         move_digests: hash of each move, of :func:`digests_of_moves` of all trainers; None checks nothing.
 
     Raises:
-        ValueError: lists differ in length, an axis cannot be divided, or ``digests`` is given.
+        ValueError: lists differ in length, an axis cannot be divided, ``digests`` is given, or ``chunk_bytes`` below 1.
     """
 
     _: KW_ONLY
@@ -80,6 +81,8 @@ class P2PUpdateInfo(TensorListInfo):
         super().__post_init__()
         if self.digests is not None:
             raise ValueError("digests are those of whole tensors, which no worker gets: give move_digests instead")
+        if self.chunk_bytes < 1:
+            raise ValueError(f"chunk_bytes is {self.chunk_bytes}: give at least 1")
         src, dst = (self._holders(side) for side in ("src", "dst"))
         self._divisions = [Division(name, kind.itemsize, src[name], dst[name]) for name, kind, _ in self.metadata]
 
@@ -194,7 +197,7 @@ def resharded(
     plan = info.plan
     pending: deque[tuple[list[Any], _Arrival | None]] = deque()
     for number, ((name, kind, _), division) in enumerate(zip(info.metadata, info.divisions, strict=True)):
-        mine = _next_shard(shards, info, division, me) if shards is not None else None
+        mine = _next_shard(shards, kind, division, me) if shards is not None else None
         arrival = _Arrival(info, name, mine, division.dst[me], str(kind)) if me in division.dst else None
         works: list[Any] = []
         for place, move in enumerate(plan[name], number):
@@ -263,13 +266,12 @@ def _settled(pending: deque[tuple[list[Any], _Arrival | None]]) -> Iterator[tupl
         yield arrival.name, arrival.put_together()
 
 
-def _next_shard(shards: Iterator[tuple[str, Any]], info: P2PUpdateInfo, division: Division, me: int) -> Tensor:
+def _next_shard(shards: Iterator[tuple[str, Any]], wanted: WireType, division: Division, me: int) -> Tensor:
     expected = (division.name, [b - a for a, b in division.src[me]])
     name, shard = next(shards, (None, None))
     if name is None:
         raise ValueError(f"rank {me} ends before '{division.name}', which its update_info announced")
     kind, shape = describe(shard)
-    wanted = info.metadata[info.names.index(division.name)][1]
     if (name, list(shape)) != expected or kind != wanted:
         raise ValueError(
             f"rank {me} sends '{name}' ({kind} {list(shape)}) where its update_info announced '{expected[0]}' "

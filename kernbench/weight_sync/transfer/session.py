@@ -50,7 +50,7 @@ class ServedWeights:
 
     Args:
         params: name -> torch tensor, numpy array or KernBench tensor; updates write into these. Where two are the
-            same memory (a head that is tied to the embedding), either brings new values, and both have to agree.
+            same host memory (a head that is tied to the embedding), either brings new values, and both have to agree.
         version: the one they hold now.
         place: where a tensor of the checkpoint belongs: (parameter, index, values) for each part of it that is this
             worker's (its tensor-parallel shard, say); nothing for a tensor that is not. Without it, names are the same.
@@ -149,7 +149,8 @@ class ServedWeights:
         digests: Mapping[str, str] | None = None,
         owned: bool = False,
     ) -> None:
-        """Stage tensors; they are copied, so their memory may be reused. One that comes again unchanged is harmless.
+        """Stage tensors; they are copied, so their memory may be reused. One that comes again unchanged is harmless
+        where tensors are hashed (``check``), else an error.
 
         After an error the update is gone and the old version goes on serving.
 
@@ -212,7 +213,11 @@ class ServedWeights:
 
     def _stage(self, session: _Session, name: str, weight: Any, found: str, place: Place, owned: bool) -> None:
         if name in session.digests:
-            if not found or found != session.digests[name]:
+            if not found:
+                raise ValueError(
+                    f"'{name}' comes twice in one update, and without check nobody knows whether unchanged"
+                )
+            if found != session.digests[name]:
                 raise ValueError(f"'{name}' comes twice in one update, with other values: two trainers send at once?")
             return
         placed = list(place(name, weight))
@@ -254,16 +259,15 @@ class ServedWeights:
                     f"the update to version {session.version} lacks {len(missing)} of {len(self.params)} parameters, "
                     f"the first is '{missing[0]}'; for a part of them, start with base_version"
                 )
+        firsts: dict[str, str] = {}
         for param, boxes in session.boxes.items():
             size = int(np.prod(describe(self.params[param])[1]))
             filled = sum(int(np.prod([stop - start for start, stop in box])) for box in boxes)
             if filled != size:
                 raise ValueError(f"the parameter '{param}' is incomplete: {filled} of {size} elements have come")
-            first = self._tied[param]
-            if first != param and first in session.staged and self.check:
-                one, other = session.staged[first], session.staged[param]
-                if digest(one) != digest(other):
-                    raise ValueError(f"'{param}' and '{first}' are the same memory, and came with different values")
+            first = firsts.setdefault(self._tied[param], param)
+            if first != param and self.check and digest(session.staged[first]) != digest(session.staged[param]):
+                raise ValueError(f"'{param}' and '{first}' are the same memory, and came with different values")
 
     @contextmanager
     def _alone(self, timeout: float | None) -> Iterator[None]:

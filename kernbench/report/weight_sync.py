@@ -59,7 +59,7 @@ def _table(*columns: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for i, name in enumerate(columns):
         text = i == 0 or name.startswith(("busiest:", "values:"))
-        table.add_column(name.replace(":", " "), justify="left" if text else "right", no_wrap=True)
+        table.add_column(name.replace(":", " "), justify="left" if text else "right", no_wrap=not text or i == 0)
     return table
 
 

@@ -184,6 +184,16 @@ def copy(x_ptr, y_ptr, n, BLOCK: tl.constexpr):
 """
 )
 
+MASK_TOO_WIDE = (
+    HEAD
+    + """@triton.jit
+def double(x_ptr, out_ptr, stride, n_cols, BLOCK: tl.constexpr):
+    cols = tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + tl.program_id(0) * stride + cols, mask=cols < n_cols)
+    tl.store(out_ptr + tl.program_id(0) * stride + cols, x * 2, mask=cols <= n_cols)
+"""
+)
+
 RACE = (
     HEAD
     + """@triton.jit

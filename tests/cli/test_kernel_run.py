@@ -164,6 +164,13 @@ def test_a_kernel_for_multiples_of_its_block_runs_on_those(run):
     assert "load from 'x_ptr' out of bounds" in note
 
 
+def test_a_mask_that_leaves_too_much_is_a_fault_though_multiples_work(run):
+    code, report = run(strangers.MASK_TOO_WIDE, "--no-verify")
+    assert code == 1
+    assert "works only for multiples of the block sizes: with stride=1000, n_cols=1000" in report["faults"][0]
+    assert "k.py:9" in report["faults"][0] and report["time"]["makespan_ps"] > 0
+
+
 def test_the_files_own_inputs_grid_and_reference(run):
     code, report = run(strangers.WITH_REFERENCE)
     assert code == 0

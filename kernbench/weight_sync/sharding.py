@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from math import prod
 from typing import Any
 
 from kernbench.weight_sync.layout_table import Experts, View
@@ -14,6 +15,11 @@ from kernbench.weight_sync.reshard import EMBEDDING, HEAD
 Index = tuple[slice, ...]
 Box = tuple[tuple[int, int], ...]
 """(start, stop) along every axis."""
+
+
+def volume(box: Box) -> int:
+    """Elements in a box."""
+    return prod(stop - start for start, stop in box)
 
 
 class Sharding:

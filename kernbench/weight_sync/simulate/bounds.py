@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from kernbench.topology import SystemGraph
-from kernbench.weight_sync.transfer.plan import Box, Division
+from kernbench.weight_sync.sharding import Box, volume
+from kernbench.weight_sync.transfer.plan import Division
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def _needed(divisions: Sequence[Division]) -> dict[int, int]:
     for one in divisions:
         for rank, box in one.dst.items():
             keeps = rank in one.src and one.src[rank] == box
-            made[rank] = made.get(rank, 0) + (0 if keeps else _volume(box) * one.itemsize)
+            made[rank] = made.get(rank, 0) + (0 if keeps else volume(box) * one.itemsize)
     return made
 
 
@@ -75,7 +75,7 @@ def _held_alone(divisions: Sequence[Division]) -> dict[int, int]:
         boxes = list(one.src.values())
         for rank, box in one.src.items():
             if boxes.count(box) == 1:
-                made[rank] = made.get(rank, 0) + _volume(box) * one.itemsize
+                made[rank] = made.get(rank, 0) + volume(box) * one.itemsize
     return made
 
 
@@ -89,13 +89,13 @@ def _union(boxes: set[Box]) -> int:
     several = list(boxes)
     axes = [axis for axis in range(len(several[0])) if len({box[axis] for box in several}) > 1]
     if len(axes) != 1:
-        return max(map(_volume, several))
+        return max(map(volume, several))
     total, end = 0, 0
     for start, stop in sorted(box[axes[0]] for box in several):
         total += max(0, stop - max(start, end))
         end = max(end, stop)
     first = several[0]
-    return _volume((*first[: axes[0]], (0, total), *first[axes[0] + 1 :]))
+    return volume((*first[: axes[0]], (0, total), *first[axes[0] + 1 :]))
 
 
 def _ranks(divisions: Sequence[Division]) -> tuple[set[int], set[int]]:
@@ -105,7 +105,3 @@ def _ranks(divisions: Sequence[Division]) -> tuple[set[int], set[int]]:
         for side, held in zip(sides, holders, strict=True):
             side.update(held)
     return sides[0], sides[1]
-
-
-def _volume(box: Box) -> int:
-    return math.prod(stop - start for start, stop in box)

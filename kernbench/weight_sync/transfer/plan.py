@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from kernbench.weight_sync.sharding import Sharding
+from kernbench.weight_sync.sharding import Box, Index, Sharding, volume
 
-Box = tuple[tuple[int, int], ...]
-"""(start, stop) along every axis."""
 Holders = Mapping[int, Box]
 """What of a tensor each rank holds; ranks without any are not there."""
-Index = tuple[slice, ...]
 
 
 @dataclass(frozen=True)
@@ -46,7 +42,7 @@ class Division:
 
     def nbytes_of(self, rank: int) -> int:
         """What a rank holds of it afterwards."""
-        return _volume(self.dst[rank]) * self.itemsize if rank in self.dst else 0
+        return volume(self.dst[rank]) * self.itemsize if rank in self.dst else 0
 
 
 def tensor_parallel(
@@ -159,7 +155,7 @@ def lower_bound(divisions: Sequence[Division]) -> int:
     for one in divisions:
         for rank, box in one.dst.items():
             here = _intersection(box, one.src[rank]) if rank in one.src else None
-            total += (_volume(box) - (_volume(here) if here is not None else 0)) * one.itemsize
+            total += (volume(box) - (volume(here) if here is not None else 0)) * one.itemsize
     return total
 
 
@@ -170,7 +166,7 @@ def moved_bytes(plan: Sequence[Move]) -> int:
 
 def _moves(division: Division, sent: dict[int, int]) -> Iterator[Move]:
     for dst, whole in sorted(division.dst.items()):
-        left = [whole] if _volume(whole) else []
+        left = [whole] if volume(whole) else []
         while left:
             box = left.pop()
             found = [
@@ -178,8 +174,8 @@ def _moves(division: Division, sent: dict[int, int]) -> Iterator[Move]:
             ]
             if not found:
                 raise ValueError(f"no rank holds '{division.name}' {list(box)}, which rank {dst} needs")
-            src, part = min(found, key=lambda one: (one[0] != dst, -_volume(one[1]), sent[one[0]], one[0]))
-            nbytes = _volume(part) * division.itemsize
+            src, part = min(found, key=lambda one: (one[0] != dst, -volume(one[1]), sent[one[0]], one[0]))
+            nbytes = volume(part) * division.itemsize
             sent[src] += nbytes if src != dst else 0
             yield Move(src, dst, division.name, _within(part, division.src[src]), _within(part, whole), nbytes)
             left += _without(box, part)
@@ -193,10 +189,6 @@ def _part(shape: Sequence[int], axis: int | None, number: int, count: int) -> Bo
         size = shape[axis] // count
         box[axis] = (number * size, (number + 1) * size)
     return tuple(box)
-
-
-def _volume(box: Box) -> int:
-    return math.prod(stop - start for start, stop in box)
 
 
 def _intersection(one: Box, other: Box) -> Box | None:

@@ -24,13 +24,12 @@ from kernbench.weight_sync.arrays import (
     is_contiguous_on_host,
     to_bytes,
 )
+from kernbench.weight_sync.sharding import Box, Index, volume
 from kernbench.weight_sync.transfer.base import Weights, WeightTransferEngine
 
-Index = tuple[slice, ...]
 Placed = tuple[str, Index, Any]
 """Parameter, where in it (() is all of it), and the values for there."""
 Place = Callable[[str, Any], Iterable[Placed]]
-Box = tuple[tuple[int, int], ...]
 _PIECE = 256 << 10
 
 
@@ -262,7 +261,7 @@ class ServedWeights:
         firsts: dict[str, str] = {}
         for param, boxes in session.boxes.items():
             size = int(np.prod(describe(self.params[param])[1]))
-            filled = sum(int(np.prod([stop - start for start, stop in box])) for box in boxes)
+            filled = sum(map(volume, boxes))
             if filled != size:
                 raise ValueError(f"the parameter '{param}' is incomplete: {filled} of {size} elements have come")
             first = firsts.setdefault(self._tied[param], param)

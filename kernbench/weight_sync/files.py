@@ -48,25 +48,22 @@ def sync_folder(folder: str | Path) -> None:
 
 
 @contextmanager
-def locked(path: str | Path) -> Iterator[None]:
+def locked(path: str | Path, busy: Exception | None = None) -> Iterator[None]:
     """Be the only process in the block; ``path`` is an empty file made for that, which stays. A crash frees the lock.
 
-    Raises:
-        RuntimeError: another process is in.
-        NotImplementedError: the system has no ``flock``.
+    Args:
+        busy: what to raise where another process is in; by default a RuntimeError that names ``path``.
     """
-    try:
-        import fcntl
-    except ImportError:
-        raise NotImplementedError(
-            "writing checkpoints needs flock, which this system lacks: use Linux or macOS"
-        ) from None
-    number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    try:
+    with open(path, "ab") as file:
         try:
-            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RuntimeError(f"{path}: another process is writing there; wait for it to finish") from None
+            if os.name == "nt":
+                import msvcrt
+
+                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+            else:
+                import fcntl
+
+                fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise busy or RuntimeError(f"{path}: another process is writing there; wait for it to finish") from None
         yield
-    finally:
-        os.close(number)

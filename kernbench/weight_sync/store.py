@@ -21,6 +21,7 @@ import xxhash
 from kernbench.weight_sync import journal, sidecar
 from kernbench.weight_sync.arrays import start_digest
 from kernbench.weight_sync.disk import REAL, Disk, write_file
+from kernbench.weight_sync.files import locked
 from kernbench.weight_sync.safetensors import Header, read_header
 from kernbench.weight_sync.sidecar import Hashes, Identity
 
@@ -117,8 +118,8 @@ class Store:
                 return
             self.state.mkdir(exist_ok=True)
             self.disk.sync_folder(self.folder)
-        with open(self.state / "lock", "ab") as file:
-            _lock(file.fileno(), self.folder)
+        busy = f"{self.folder}: another process is changing this checkpoint; wait until it is done"
+        with locked(self.state / "lock", CheckpointBusyError(busy)):
             yield
 
     @property
@@ -276,18 +277,3 @@ def _guard(path: Path) -> list[Any]:
     with open(path, "rb") as file:
         head = file.read(read_header(path).data_start)
     return [os.stat(path).st_size, xxhash.xxh3_128_hexdigest(head)]
-
-
-def _lock(number: int, folder: Path) -> None:
-    busy = CheckpointBusyError(f"{folder}: another process is changing this checkpoint; wait until it is done")
-    try:
-        if os.name == "nt":
-            import msvcrt
-
-            msvcrt.locking(number, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
-        else:
-            import fcntl
-
-            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise busy from None

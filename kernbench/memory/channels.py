@@ -41,6 +41,21 @@ class Runs:
         np.cumsum(np.bincount(owner, minlength=len(base)), out=ptr[1:])
         return cls(ptr, address, np.ascontiguousarray(counts[owner, -1]))
 
+    def in_bursts(self, burst: int) -> Runs:
+        """What memory that moves aligned ``burst`` bytes at a time moves for these: each access every burst that it
+        touches, whole and once, by ascending address."""
+        first, end = self.address // burst, -(-(self.address + self.nbytes) // burst)
+        end = np.where(self.nbytes > 0, end, first)
+        owner = np.repeat(np.arange(len(self.ptr) - 1), np.diff(self.ptr))
+        low = int(first.min(initial=0))
+        space = owner * (int(end.max(initial=0)) - low + 1) - low  # accesses one after the other
+        first, end = first + space, end + space
+        if (np.diff(first) < 0).any():
+            order = np.argsort(first, kind="stable")
+            first, end, space = first[order], end[order], space[order]
+        first[1:] = np.maximum(first[1:], np.maximum.accumulate(end)[:-1])
+        return Runs(self.ptr, (first - space) * burst, np.maximum(end - first, 0) * burst)
+
 
 @dataclass(frozen=True)
 class ChannelMap:

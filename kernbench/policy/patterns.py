@@ -38,6 +38,7 @@ class PatternBook:
         self.channels = ChannelMap(
             machine.cubes, machine.channels_per_cube, int(hbm.interleave.granule), hbm.interleave.hash
         )
+        self.burst = int(hbm.burst)
         self.patterns = Patterns()
         self._known: dict[tuple, dict[tuple[int, int, int, int], int]] = {}
         self._steps: dict[tuple, int] = {}
@@ -222,6 +223,7 @@ class PatternBook:
     def _histogram(self, runs: Runs, kind: str, where: int, nearest: int, placed: Sequence[Placed]) -> Int64s:
         base, placement = (placed[where - 1].base, placed[where - 1].placement) if where else (0, INTERLEAVED)
         shares = placement.pes.parts if placement.pes else 1
+        runs = runs.in_bursts(self.burst)
         if kind == "read" or placement.copies == 1:
             return self.channels.bytes_on_channels(runs, base, placement, divmod(nearest, shares))
         return sum(

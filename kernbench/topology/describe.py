@@ -71,7 +71,8 @@ def _tree(graph: SystemGraph) -> Tree:
     hbm, pe = cube.hbm, cube.pe
     at_cube.add(
         f"[bold]HBM[/]  {_size(hbm.capacity)}, {_rate(hbm.bandwidth)} over {hbm.channels} channels, "
-        f"{_time(hbm.latency)}; {_size(hbm.interleave.granule)} granules, {hbm.interleave.hash}"
+        f"{_time(hbm.latency)}; {_size(hbm.burst)} bursts, {_size(hbm.interleave.granule)} granules, "
+        f"{hbm.interleave.hash}"
     )
     at_cube.add(
         f"[bold]NoC[/]  {cube.noc.kind}, {_rate(cube.noc.bandwidth)} a link each way, {_time(cube.noc.latency)} a hop; "

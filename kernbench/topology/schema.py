@@ -161,6 +161,8 @@ class HBM(Part):
     port_bandwidth: Bandwidth | None = None
     """Of one port into the NoC, each way: a mesh has one in each row, a crossbar one in all. Left out: as wide as the
     NoC's links, or wider where the HBM needs it."""
+    burst: Bytes
+    """What one access moves at least: a DMA moves every aligned burst that it touches, whole and once."""
     interleave: Interleave
 
 

@@ -76,6 +76,23 @@ def test_strided_runs():
     assert set(runs.nbytes.tolist()) == {16}
 
 
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.lists(st.tuples(st.integers(0, 300), st.integers(0, 90)), max_size=6), min_size=1, max_size=4),
+    st.sampled_from([1, 32, 48]),
+)
+def test_each_burst_that_an_access_touches_moves_once(accesses, burst):
+    ptr = np.concatenate([[0], np.cumsum([len(a) for a in accesses])])
+    flat = np.array([run for access in accesses for run in access], np.int64).reshape(-1, 2)
+    moved = Runs(ptr, flat[:, 0], flat[:, 1]).in_bursts(burst)
+    np.testing.assert_array_equal(moved.ptr, ptr)
+    for k, access in enumerate(accesses):
+        mine = slice(*ptr[k : k + 2])
+        runs = zip(moved.address[mine].tolist(), moved.nbytes[mine].tolist(), strict=True)
+        bursts = [byte // burst for start, size in runs for byte in range(start, start + size, burst)]
+        assert bursts == sorted({byte // burst for start, size in access for byte in range(start, start + size)})
+
+
 def test_more_pe_shares_than_channels_share_channels():
     channels = ChannelMap(1, 4, 256)
     placement = Placement(pes=Axis(8, period=8 * 256, segment=256))

@@ -11,7 +11,7 @@
 
 ``impersonate`` runs the test's ``device="cuda"`` code through KernBench and gives the open RuntimeContext; parametrized
 indirectly it takes a target such as ``"cuda:80"``. With the environment variable ``KERNBENCH_IMPERSONATE=cuda:90`` the
-whole session is run that way, from before test files are imported.
+whole session is run that way, from before any conftest.py or test file is imported.
 
 ``kernel_checks`` (or ``pytest --kb-check`` for all tests) turns on the checks of :mod:`kernbench.kernels.sanitize`.
 """
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from kernbench.topology import SystemGraph
 
 DEFAULT = "ahbm-4sip"
+_PREPARED = pytest.StashKey[bool]()
 
 
 @cache
@@ -64,9 +65,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--kb-check", action="store_true", help="check every kernel for races, uninitialised reads, ...")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
+    # before any conftest.py: libraries that one imports ask for a GPU when they are imported
+    _prepare(early_config, early_config.known_args_namespace.kb_check)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "topology(source, sips=n): the machine that the 'topology' fixture gives")
-    if config.getoption("--kb-check"):
+    _prepare(config, config.getoption("--kb-check"))  # a plugin named by a conftest.py is not there earlier
+
+
+def _prepare(config: pytest.Config, check: bool) -> None:
+    """Switch on, once, what holds for the whole session."""
+    if config.stash.get(_PREPARED, False):
+        return
+    config.stash[_PREPARED] = True
+    if check:
         os.environ["KERNBENCH_CHECK"] = "1"
     if os.environ.get("KERNBENCH_IMPERSONATE"):
         from kernbench.triton import impersonate

@@ -47,6 +47,10 @@ def apply_rmw(
     if kind != "exch" and not used:
         _FUNCTIONS[kind].at(memory, at, x)
         return np.zeros(len(at), carrier)
+    if kind == "exch" and len(at) == 1:  # a lock's: what programs that take turns do all day
+        before = memory[at]
+        memory[at] = x
+        return _carried(before, carrier)
     turns = Turns(at)
     if kind == "exch":
         return _carried(turns.exchange(memory, x), carrier)
@@ -62,14 +66,8 @@ def apply_cas(
     if memory.dtype.itemsize not in (2, 4, 8):
         raise KernelError(f"atomic_cas on {name} is not supported: use 16, 32 or 64 bits")
     bits = np.dtype(f"u{memory.dtype.itemsize}")
-    raw, want = memory.view(bits), np.ascontiguousarray(expected).view(bits)
-    before = np.empty(len(at), memory.dtype)
-    for lanes in Turns(at).one_by_one():
-        place = at[lanes]
-        before[lanes] = memory[place]
-        same = raw[place] == want[lanes]
-        memory[place[same]] = new[lanes[same]]
-    return _carried(before, carrier)
+    raw, want, put = memory.view(bits), np.ascontiguousarray(expected).view(bits), np.ascontiguousarray(new).view(bits)
+    return _carried(Turns(at).compare_and_swap(raw, want, put).view(memory.dtype), carrier)
 
 
 _FIRST, _ONCE = np.zeros(1, np.intp), np.ones(1, np.intp)
@@ -101,6 +99,12 @@ class Turns:
         for turn in range(int(self.counts.max(initial=0))):
             yield self.order[self.starts[self.counts > turn] + turn]
 
+    def long(self) -> Iterator[NDArray[np.intp]]:
+        """The lanes of each element with more than ``ROUNDS``, from there on."""
+        long = self.counts > self.ROUNDS
+        for start, count in zip(self.starts[long].tolist(), self.counts[long].tolist(), strict=True):
+            yield self.order[start + self.ROUNDS : start + count]
+
     def exchange(self, memory: NDArray[Any], x: NDArray[Any]) -> NDArray[Any]:
         """Every lane leaves its value and finds the one before."""
         before = np.empty(len(self.at), memory.dtype)
@@ -109,6 +113,38 @@ class Turns:
         before[first] = memory[self.at[first]]
         last = self.order[self.starts + self.counts - 1]
         memory[self.at[last]] = x[last]
+        return before
+
+    def compare_and_swap(self, memory: NDArray[Any], want: NDArray[Any], new: NDArray[Any]) -> NDArray[Any]:
+        """Every lane puts its value where it finds the one it wants, and says what it found. Bits, all three.
+
+        Only a lane that swaps changes what the next find: each round goes as far as the next swap of every element.
+        """
+        if len(self.at) == 1:
+            found = memory[self.at]
+            memory[self.at] = np.where(found == want, new, found)
+            return found
+        before = np.empty(len(self.at), memory.dtype)
+        element = np.repeat(np.arange(len(self.starts)), self.counts)
+        left, holds = np.arange(len(self.at)), memory[self.at[self.order[self.starts]]]
+        for _ in range(self.ROUNDS):
+            lanes, of = self.order[left], element[left]
+            before[lanes] = holds[of]
+            swaps = np.flatnonzero(want[lanes] == holds[of])
+            if not len(swaps):
+                left = left[:0]
+                break
+            which, first = np.unique(of[swaps], return_index=True)
+            first = left[swaps[first]]
+            holds[which] = new[self.order[first]]
+            past = np.full(len(holds), len(self.at))
+            past[which] = first
+            left = left[left > past[of]]
+        for lane, of in zip(self.order[left].tolist(), element[left].tolist(), strict=True):
+            before[lane] = holds[of]
+            if holds[of] == want[lane]:
+                holds[of] = new[lane]
+        memory[self.at[self.order[self.starts]]] = holds
         return before
 
     def accumulate(self, memory: NDArray[Any], x: NDArray[Any], function: np.ufunc) -> NDArray[Any]:
@@ -120,9 +156,7 @@ class Turns:
             place = self.at[lanes]
             before[lanes] = memory[place]
             memory[place] = function(before[lanes], x[lanes])
-        long = self.counts > self.ROUNDS
-        for start, count in zip(self.starts[long].tolist(), self.counts[long].tolist(), strict=True):
-            lanes = self.order[start + self.ROUNDS : start + count]
+        for lanes in self.long():
             place = self.at[lanes[0]]
             values = function.accumulate(np.append(memory[place : place + 1], x[lanes]), dtype=memory.dtype)
             before[lanes], memory[place] = values[:-1], values[-1]

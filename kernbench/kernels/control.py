@@ -140,7 +140,7 @@ def emit_if(c: Compiler, op: Op) -> None:
 
 def trip_count(lower: Any, upper: Any, step: Any) -> Any:
     """Iterations of ``for i in range(lower, upper, step)``: an int, or int64[P]."""
-    if all(isinstance(x, int) for x in (lower, upper, step)):
+    if isinstance(lower, int) and isinstance(upper, int) and isinstance(step, int):
         return max(0, -(-(upper - lower) // step)) if step > 0 else 0
     lower, upper, step = (np.asarray(x, np.int64) for x in (lower, upper, step))
     trips = np.maximum(0, -(-(upper - lower) // np.maximum(step, 1)))
@@ -175,18 +175,25 @@ def emit_for(c: Compiler, op: Op) -> None:
     fused = None if stepwise else loopfuse.analyse(c, op, stages)
     if fused is None and any(inner.name in ("tt.dot", "tt.dot_scaled") for inner in op.walk()):
         c.stepped_dots = True
+    taped = c.taped
 
     def loop(f: Frame, with_values: bool) -> None:
         lower, upper, step = (f.v[s] for s in bounds)
         await_branch(f, join(f.d, bound_deps))
-        trips = trip_count(lower, upper, step)
-        if fused is not None and fused.run(f, lower, step, trips, with_values, lambda g: loop_steps(g, with_values)):
-            return
-        loop_steps(f, with_values)
+        if taped and f.launch.known is not None:
+            trips = f.launch.known.next()[0]
+        else:
+            trips = trip_count(lower, upper, step)
+            if taped and f.launch.tape is not None:
+                f.launch.tape.keep(trips, [])
+        if fused is None or not fused.run(f, lower, step, trips, with_values, lambda g: unfused(g, with_values)):
+            loop_steps(f, trips, with_values)
 
-    def loop_steps(f: Frame, with_values: bool) -> None:
-        lower, upper, step = (f.v[s] for s in bounds)
-        trips = trip_count(lower, upper, step)
+    def unfused(f: Frame, with_values: bool) -> None:
+        loop_steps(f, trip_count(*(f.v[s] for s in bounds)), with_values)
+
+    def loop_steps(f: Frame, trips: Any, with_values: bool) -> None:
+        lower, step = f.v[bounds[0]], f.v[bounds[2]]
         rows = join(f.d, bound_deps)
         values, deps = start.get(f)
         frame, index = f, np.arange(f.count)

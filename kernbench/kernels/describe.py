@@ -216,43 +216,58 @@ class _Pieces:
         term = w.terms[axis]
         assert not isinstance(term, int)
         whole = (w.lo[:, axis] <= 0) & (w.hi[:, axis] >= n)
-        patterns = np.column_stack([np.broadcast_to(term, (w.programs, n)), whole])
-        distinct, which = _distinct(patterns)
-        failed = np.zeros(w.programs, np.bool_)
+        # Bytes that several indices name are moved once, unless the mask tells those indices apart.
+        offsets, lengths = _once(np.broadcast_to(term, (w.programs, n)), whole)
+        cuts = _cuts(offsets, lengths)
+        failed = cuts[-1] < lengths
         parts: list[Part] = []
-        for i, row in enumerate(distinct):
-            members = np.flatnonzero(which == i)
-            # Bytes that several indices name are moved once, unless the mask tells those indices apart.
-            offsets = np.unique(row[:-1]) if row[-1] else row[:-1]
-            cuts = _cuts(offsets)
-            if len(cuts) - 1 > MOST_PIECES:
-                failed[members] = True
-                continue
-            some = w.select(members)
-            for start, stop in pairwise(cuts):
-                parts += _within(members, self._piece(some, offsets[start:stop], start, bool(row[-1])))
+        for start, stop in pairwise(cuts):
+            index = np.flatnonzero((start < stop) & ~failed)
+            if len(index):
+                piece = self._piece(w.select(index), offsets[index], start[index], stop[index], whole[index])
+                parts += _within(index, _straight(piece)[0])
         return parts, failed
 
-    def _piece(self, w: Window, offsets: Ints, start: int, whole: bool) -> list[Part]:
+    def _piece(self, w: Window, offsets: Ints, start: Ints, stop: Ints, whole: Bools) -> Window:
         lo, hi = w.lo.copy(), w.hi.copy()
-        length = len(offsets)
-        lo[:, self.axis] = 0 if whole else np.clip(lo[:, self.axis] - start, 0, length)
-        hi[:, self.axis] = length if whole else np.clip(hi[:, self.axis] - start, 0, length)
-        stride = int(offsets[1] - offsets[0]) if length > 1 else w.itemsize
-        terms = tuple(stride if d == self.axis else t for d, t in enumerate(w.terms))
-        return _straight(replace(w, base=w.base + offsets[0], terms=terms, lo=lo, hi=hi))[0]
+        length = stop - start
+        lo[:, self.axis] = np.where(whole, 0, np.clip(lo[:, self.axis] - start, 0, length))
+        hi[:, self.axis] = np.where(whole, length, np.clip(hi[:, self.axis] - start, 0, length))
+        program, last = np.arange(w.programs), offsets.shape[1] - 1
+        first = offsets[program, start]
+        stride: Ints = np.where(length > 1, offsets[program, np.minimum(start + 1, last)] - first, np.int64(w.itemsize))
+        even: Ints = first[:, None] + stride[:, None] * np.arange(w.dims[self.axis])
+        terms = tuple(even if d == self.axis else t for d, t in enumerate(w.terms))
+        return replace(w, terms=terms, lo=lo, hi=hi)
 
 
-def _cuts(offsets: Ints) -> list[int]:
-    """Where runs of constant step start, and the end."""
-    cuts = [0]
-    while cuts[-1] < len(offsets):
-        at = cuts[-1]
-        steps = np.diff(offsets[at:])
-        uneven = np.flatnonzero(steps != steps[0]) if len(steps) else steps
-        cuts.append(at + int(uneven[0]) + 1 if len(uneven) else len(offsets))
-        if len(cuts) > MOST_PIECES + 2:
-            break
+def _once(offsets: Ints, which: Bools) -> tuple[Ints, Ints]:
+    """int64[P, n], int64[P]: the programs' offsets and how many of them count: those of ``which`` ascending, each only
+    once, those of the others as they are."""
+    n = offsets.shape[1]
+    rows = np.flatnonzero(which & (np.diff(offsets, axis=1) <= 0).any(axis=1))
+    lengths = np.full(len(offsets), n, np.int64)
+    if not len(rows):
+        return offsets, lengths
+    sorted_ = np.sort(offsets[rows], axis=1)
+    again = np.zeros(sorted_.shape, np.bool_)
+    again[:, 1:] = sorted_[:, 1:] == sorted_[:, :-1]
+    offsets = offsets.copy()
+    offsets[rows] = np.take_along_axis(sorted_, np.argsort(again, axis=1, kind="stable"), axis=1)
+    lengths[rows] = n - np.count_nonzero(again, axis=1)
+    return offsets, lengths
+
+
+def _cuts(offsets: Ints, lengths: Ints) -> list[Ints]:
+    """Where each program's runs of constant step start, and its end; no more than MOST_PIECES runs."""
+    steps = np.diff(offsets, axis=1)
+    program, at = np.arange(len(steps)), np.arange(steps.shape[1])
+    cuts = [np.zeros(len(steps), np.int64)]
+    for _ in range(MOST_PIECES):
+        start = cuts[-1][:, None]
+        first = steps[program, np.minimum(cuts[-1], at[-1])][:, None]
+        uneven = (steps != first) & (at >= start) & (at + 1 < lengths[:, None])
+        cuts.append(np.where(uneven.any(axis=1), uneven.argmax(axis=1) + 1, lengths))
     return cuts
 
 

@@ -121,6 +121,7 @@ def current() -> Device:
     if _provider is None:
         raise NoDeviceError(
             "no KernBench device: a kernel was launched outside a context. Launch it inside "
-            "`with RuntimeContext(...) as ctx:` (ranks: in the function given to ctx.multiprocessing.spawn)."
+            '`with RuntimeContext.open("ahbm-1sip") as ctx:` (ranks: in the function given to '
+            "ctx.multiprocessing.spawn), or inside `with kernbench.triton.impersonate():`"
         )
     return _provider()

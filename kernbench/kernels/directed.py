@@ -19,9 +19,7 @@ _Error = Callable[..., Any]
 def _sum_error(r: Any, a: Any, b: Any) -> Any:
     if isinstance(r, Fraction):
         return a + b - r
-    total = a + b  # Knuth's two-sum: total + lost is exactly a + b
-    part = total - a
-    lost = (a - (total - part)) + (b - part)
+    total, lost = _two_sum(a, b)
     return (total - r) + lost
 
 
@@ -30,17 +28,47 @@ def fma(a: Any, b: Any, c: Any) -> Any:
     dtype = np.result_type(a, b, c)
     a, b, c = (np.asarray(x, np.float64) for x in (a, b, c))
     with np.errstate(all="ignore"):
-        product = a * b
-        total = product + c
-        part = total - product
-        lost = (product - (total - part)) + (c - part)  # Knuth's two-sum
         if dtype == np.float64:
+            product = a * b
+            total, lost = _two_sum(product, c)
             better = total + (lost + _product_error(a, b, product))
             return np.where(np.isfinite(better), better, total)
-        # The product is exact. Rounding the sum to odd keeps the second rounding, to float32, from seeing a false tie.
-        even = (total.view(np.int64) & 1) == 0
-        towards = np.where(lost > 0, np.inf, -np.inf)
-        return np.where((lost != 0) & even & np.isfinite(total), np.nextafter(total, towards), total).astype(dtype)
+        return _fma_to_odd(a, b, c).astype(dtype)
+
+
+def fma_of_narrow(a: Any, b: Any, c: Any) -> Any:
+    """``a*b + c`` of float16 or bfloat16 numbers as a float32 that rounds to their type as the exact result does."""
+    with np.errstate(all="ignore"):
+        return rounded_to_odd(_fma_to_odd(*(np.asarray(x, np.float64) for x in (a, b, c))))
+
+
+def _fma_to_odd(a: Any, b: Any, c: Any) -> Any:
+    """Of numbers of at most 24 bits, held in float64, so that the product is exact."""
+    return _odd(*_two_sum(a * b, c))
+
+
+def _two_sum(a: Any, b: Any) -> tuple[Any, Any]:
+    """a + b as float64 has it, and what that misses, exactly (Knuth)."""
+    total = a + b
+    part = total - a
+    return total, (a - (total - part)) + (b - part)
+
+
+def _odd(near: Any, missing: Any) -> Any:
+    """The exact number ``near + missing`` rounded to odd: inexact results get an odd last bit, which keeps a second
+    rounding, to fewer bits, from seeing a tie where there is none."""
+    near = np.asarray(near)
+    even = (near.view(f"i{near.dtype.itemsize}") & 1) == 0
+    towards = np.where(missing > 0, np.inf, -np.inf).astype(near.dtype)
+    return np.where((missing != 0) & even & np.isfinite(near), np.nextafter(near, towards), near)
+
+
+def rounded_to_odd(x: Any) -> Any:
+    """float64 as float32, rounded to odd."""
+    x = np.asarray(x)
+    with np.errstate(over="ignore", invalid="ignore"):
+        near = x.astype(np.float32)
+        return _odd(near, x - near)
 
 
 def _product_error(a: Any, b: Any, product: Any) -> Any:

@@ -163,6 +163,7 @@ def probing() -> Iterator[None]:
         return targets[function]
 
     def on(c: Compiler, op: Op) -> None:
+        c.repeats = False  # a launch that read a tape would not pass here
         if outer is not None:
             outer(c, op)
         for spot, value in of(c.function).get(op, ()):

@@ -19,7 +19,7 @@ from weakref import WeakKeyDictionary, WeakSet, ref
 import numpy as np
 
 from kernbench.kernels.device import Device
-from kernbench.memory import AddressSpace, Allocation
+from kernbench.memory import AddressSpace, Allocation, dtype
 
 
 class ForeignArgumentError(TypeError):
@@ -30,6 +30,8 @@ class HostArray:
     """A numpy array as Triton takes a tensor: ``data_ptr()`` and ``dtype``."""
 
     def __init__(self, array: np.ndarray) -> None:
+        if array.dtype not in _taken:
+            _check(array.dtype)
         self.array = array
         self.dtype, self.shape = array.dtype, array.shape
 
@@ -49,6 +51,23 @@ class HostArray:
     def zero_(self) -> HostArray:
         self.array[...] = 0
         return self
+
+
+_taken: set[np.dtype] = set()
+"""Types of arrays that were found to be ours."""
+
+
+def _check(kind: np.dtype) -> None:
+    try:
+        dtype(kind)
+    except TypeError as error:
+        raise ForeignArgumentError(f"a numpy array of {kind} is an argument: {error}; convert it with astype") from None
+    if not kind.isnative:
+        raise ForeignArgumentError(
+            f"a numpy array of {kind} is an argument: its bytes are in the other order; use "
+            f"array.astype({kind.newbyteorder('=').name!r})"
+        )
+    _taken.add(kind)
 
 
 class _Bytes:
@@ -196,13 +215,16 @@ def place(args: Sequence[Any], names: Sequence[str], written: Sequence[int], dev
 
 
 def _memory(arg: Any, what: str) -> tuple[Any, int, int, int, bool]:
-    """(owner, first byte, bytes, address of the first element, whether it may be written)."""
+    """(owner, first byte, bytes, address of the first element, whether it may be written). What has no elements is at
+    address 0, a part of a larger tensor too: none of that tensor's elements are its own."""
     if isinstance(arg, HostArray):
         arg = arg.array
     if isinstance(arg, np.ndarray):
         root = arg
         while isinstance(root.base, np.ndarray):
             root = root.base
+        if not arg.size:
+            return root, 0, 0, 0, arg.flags.writeable
         first = root.__array_interface__["data"][0]
         return root, first, root.nbytes, arg.__array_interface__["data"][0], arg.flags.writeable
     # The C++ accessors, whatever stands in front of torch's functions.
@@ -215,4 +237,6 @@ def _memory(arg: Any, what: str) -> tuple[Any, int, int, int, bool]:
                 f"'{arg.device}'; use .cpu() or .to_dense() first"
             )
         storage = arg.untyped_storage()
+        if not arg.numel():
+            return storage, 0, 0, 0, True
         return storage, storage.data_ptr(), storage.nbytes(), arg.data_ptr(), True

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from kernbench.kernels import comm, descriptors, ttir
+from kernbench.kernels import comm, descriptors, polls, ttir
 
 if TYPE_CHECKING:
     from kernbench.kernels.tcm import TcmNeed
@@ -36,12 +36,17 @@ class Kernel:
         function = module.kernel
         if len(self.names) == len(function.args):
             function.args = tuple(replace(arg, name=name) for arg, name in zip(function.args, self.names, strict=True))
-        return comm.lower(descriptors.lower(module))
+        return comm.lower(polls.lower(descriptors.lower(module)))
 
     @cached_property
     def function(self) -> ttir.Function:
         """The function a launch enters."""
         return self.module.kernel
+
+    @cached_property
+    def communicates(self) -> bool:
+        """Whether it uses ``kernbench.language``."""
+        return comm.communicates(self.module.functions.values())
 
     @cached_property
     def blocks(self) -> bool:
@@ -52,6 +57,11 @@ class Kernel:
     def arg_names(self) -> tuple[str, ...]:
         """Names of the arguments a launch passes, constexprs left out."""
         return self.names or tuple(arg.name for arg in self.function.args)
+
+    @cached_property
+    def pointers(self) -> tuple[bool, ...]:
+        """Of each argument a launch passes, whether it is an address."""
+        return tuple(map(self.is_pointer, self.function.args))
 
     @staticmethod
     def is_pointer(arg: ttir.Arg) -> bool:

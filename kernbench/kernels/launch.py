@@ -14,6 +14,7 @@ from kernbench.kernels.kernel import Kernel
 from kernbench.kernels.tcm import programs_in_flight
 from kernbench.memory import Allocation
 
+_NUMBERS = frozenset((int, float, bool))
 Grid = Sequence[int] | Callable[[dict[str, Any]], Sequence[int]]
 
 
@@ -42,6 +43,8 @@ def launch(kernel: Kernel, grid: Grid, args: Sequence[Any]) -> None:
     sizes = _sizes(kernel, grid)
     values, touched = _resolve(kernel, args, device)
     if 0 in sizes:
+        if kernel.communicates:
+            device.team.pass_turn(device.member)
         return
     target = device.target
     in_flight = programs_in_flight(kernel.name, kernel.tcm, target.tcm_capacity, target.programs_in_flight)
@@ -89,23 +92,25 @@ def _resolve(
     if len(args) != len(params):
         names = ", ".join(kernel.arg_names)
         raise LaunchError(f"kernel '{kernel.name}' takes {len(params)} arguments ({names}), got {len(args)}")
-    if any(foreign.is_foreign(arg) for arg in args):
+    if any(type(arg) not in _NUMBERS and foreign.is_foreign(arg) for arg in args):
         from kernbench.kernels.executor import prepare
 
         written = prepare(kernel.module, kernel.num_stages).written
         args = foreign.place(args, kernel.arg_names, written, device, kernel.name)
     values: list[int | float | bool] = []
     touched: dict[int, Allocation] = {}
-    for param, name, arg in zip(params, kernel.arg_names, args, strict=True):
-        if hasattr(arg, "data_ptr"):
-            arg = int(arg.data_ptr())
-        elif isinstance(arg, np.generic):
-            arg = arg.item()
-        if not isinstance(arg, int | float | bool):
-            raise LaunchError(
-                f"kernel '{kernel.name}', argument '{name}': expected a tensor or a number, got {type(arg).__name__}"
-            )
-        if kernel.is_pointer(param):
+    for is_pointer, name, arg in zip(kernel.pointers, kernel.arg_names, args, strict=True):
+        if type(arg) not in _NUMBERS:
+            if hasattr(arg, "data_ptr"):
+                arg = int(arg.data_ptr())
+            elif isinstance(arg, np.generic):
+                arg = arg.item()
+            if not isinstance(arg, int | float | bool):
+                raise LaunchError(
+                    f"kernel '{kernel.name}', argument '{name}': expected a tensor or a number, got "
+                    f"{type(arg).__name__}"
+                )
+        if is_pointer:
             found = device.space.find(int(arg))
             if found is None and device.enable_data:
                 moved = foreign.device_address(int(arg), device)

@@ -1,7 +1,4 @@
-"""CUDA's libdevice by symbol: what ``tl.extra.libdevice`` calls become in TTIR, on numpy.
-
-Bessel functions but ``i0`` are not here: a kernel that uses one is refused, with the symbol's name.
-"""
+"""CUDA's libdevice by symbol: what ``tl.extra.libdevice`` calls become in TTIR, on numpy."""
 
 from __future__ import annotations
 
@@ -13,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from kernbench.kernels import directed
+from kernbench.kernels.bessel import bessel, i1
 from kernbench.kernels.special import erf, erfc, erfcx, round_half_away, rsqrt
 
 
@@ -147,7 +145,8 @@ _BY_NAME: dict[str, Callable[..., Any]] = {
     "abs": np.abs, "fabs": np.abs, "acos": np.arccos, "acosh": np.arccosh, "asin": np.arcsin, "asinh": np.arcsinh,
     "atan": np.arctan, "atan2": np.arctan2, "atanh": np.arctanh, "cbrt": np.cbrt, "ceil": np.ceil,
     "copysign": np.copysign, "cos": np.cos, "cosh": np.cosh, "cospi": lambda x: np.cos(np.pi * np.fmod(x, 2)),
-    "cyl_bessel_i0": np.i0, "erf": erf, "erfc": erfc, "erfcinv": lambda x: -_normcdfinv(x / 2) * _HALF,
+    "cyl_bessel_i0": np.i0, "cyl_bessel_i1": i1,
+    "erf": erf, "erfc": erfc, "erfcinv": lambda x: -_normcdfinv(x / 2) * _HALF,
     "erfcx": erfcx, "erfinv": _erfinv, "exp": np.exp, "exp2": np.exp2,
     "exp10": lambda x: np.power(x.dtype.type(10), x), "expm1": np.expm1,
     "fdim": lambda x, y: np.where(np.isnan(x) | np.isnan(y), np.nan, np.maximum(x - y, 0)), "floor": np.floor,
@@ -157,7 +156,8 @@ _BY_NAME: dict[str, Callable[..., Any]] = {
     "llabs": np.abs, "llrint": np.rint, "llround": round_half_away, "log": np.log, "log10": np.log10,
     "log1p": np.log1p, "log2": np.log2, "logb": _exponent, "nearbyint": np.rint, "nextafter": np.nextafter,
     "norm3d": _norm, "norm4d": _norm, "normcdf": _normcdf, "normcdfinv": _normcdfinv, "pow": np.power,
-    "powi": np.power, "rcbrt": lambda x: 1 / np.cbrt(x),
+    "j0": bessel("j0"), "j1": bessel("j1"), "jn": bessel("jn"), "y0": bessel("y0"), "y1": bessel("y1"),
+    "yn": bessel("yn"), "powi": np.power, "rcbrt": lambda x: 1 / np.cbrt(x),
     "remainder": lambda x, y: np.asarray(x, np.float64) - y * np.rint(np.asarray(x, np.float64) / y),
     "rhypot": lambda x, y: 1 / np.hypot(x, y), "rint": np.rint, "rnorm3d": lambda *xs: 1 / _norm(*xs),
     "rnorm4d": lambda *xs: 1 / _norm(*xs), "round": round_half_away, "rsqrt": rsqrt, "scalbn": np.ldexp,

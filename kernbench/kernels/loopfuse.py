@@ -19,7 +19,7 @@ from kernbench.kernels import panels
 from kernbench.kernels.dataflow import VIEWS
 from kernbench.kernels.describe import Part, describe
 from kernbench.kernels.ops_int import itemsize
-from kernbench.kernels.ops_memory import Access, access_of, latest_stores
+from kernbench.kernels.ops_memory import Access, access_of, known_access, latest_stores
 from kernbench.kernels.ops_reduce import gemm_row
 from kernbench.kernels.panels import Tile
 from kernbench.kernels.plan import CARRIER, Code, Compiler, Frame, Step, element, join, record_dtype, run, shape_of
@@ -122,7 +122,7 @@ class FusedLoop:
         self, f: Frame, lower: Any, step: Any, trips: Any, with_values: bool, fallback: Callable[[Frame], None]
     ) -> bool:
         """Execute the loop in the programs of a frame. False: nothing happened, it has to run step by step."""
-        if not isinstance(step, int) or not np.any(trips):
+        if not isinstance(step, int) or not (trips if isinstance(trips, int) else trips.any()):
             return False
         if f.launch.known is not None:
             self._again(f, with_values)
@@ -140,9 +140,10 @@ class FusedLoop:
         counts = np.broadcast_to(np.asarray(trips, np.int64), (f.count,))
         self._record(f, seen, counts)
         self._leave(f, counts)
+        products: dict[Any, panels.Product | None] = {}
         if f.launch.tape is not None:
-            self._keep(f, f.launch.tape, seen, counts)
-        self._multiply(f, seen, counts, with_values)
+            self._keep(f, f.launch.tape, seen, counts, products)
+        self._multiply(f, seen, counts, products, with_values)
         return True
 
     def _apart(
@@ -229,26 +230,41 @@ class FusedLoop:
                 x = _plain(x, m.scalar)
             f.v[m.after] = x
 
-    def _keep(self, f: Frame, tape: Tape, seen: list[_Seen], counts: NDArray[np.int64]) -> None:
+    def _keep(
+        self,
+        f: Frame,
+        tape: Tape,
+        seen: list[_Seen],
+        counts: NDArray[np.int64],
+        products: dict[Any, panels.Product | None],
+    ) -> None:
         """Write down what a launch like this one needs to multiply."""
         others = [None if load.other < 0 else f.v[load.other] for load in self.loads]
-        tape.keep((counts, others, [f.v[m.after] for m in self.carried]), [])
+        tape.keep((counts, others, [f.v[m.after] for m in self.carried], products), [])
         for s in seen:
             tape.keep(s.window, s.allocations)
 
     def _again(self, f: Frame, with_values: bool) -> None:
         """What a launch like this one wrote down."""
         assert f.launch.known is not None
-        (counts, others, after), _ = f.launch.known.next()
+        (counts, others, after, products), _ = f.launch.known.next()
         for load, other in zip(self.loads, others, strict=True):
             if load.other >= 0:
                 f.v[load.other] = other
         for m, value in zip(self.carried, after, strict=True):
             f.v[m.after] = value
-        accesses = [f.launch.known.next() for _ in self.loads]
-        self._multiply(f, [_Seen(w, [], allocations) for w, allocations in accesses], counts, with_values)
+        accesses = [known_access(f, load.access) for load in self.loads]
+        seen = [_Seen(w, [], allocations) for w, allocations in accesses]
+        self._multiply(f, seen, counts, products, with_values)
 
-    def _multiply(self, f: Frame, seen: list[_Seen], counts: NDArray[np.int64], with_values: bool) -> None:
+    def _multiply(
+        self,
+        f: Frame,
+        seen: list[_Seen],
+        counts: NDArray[np.int64],
+        products: dict[Any, panels.Product | None],
+        with_values: bool,
+    ) -> None:
         if not with_values and not any(s.needed for s in self.sums):
             for s in self.sums:
                 f.v[s.after] = None
@@ -267,7 +283,7 @@ class FusedLoop:
                 s = self.sums[item.accumulator]
                 left, right = tiles[item.left], tiles[item.right]
                 totals[item.accumulator] = panels.accumulate(
-                    f, left, right, counts, totals[item.accumulator], s.shape, s.name
+                    f, left, right, counts, totals[item.accumulator], s.shape, s.name, products, item.result
                 )
         for s, total in zip(self.sums, totals, strict=True):
             start = f.v[s.start]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kernbench.kernels import device as devices
 from kernbench.kernels.numerics import NARROW, narrow, widen
 from kernbench.kernels.ops_int import itemsize
 from kernbench.kernels.ops_shape import same_programs, whole
@@ -44,15 +45,24 @@ def emit_inline_asm(c: Compiler, op: Op) -> None:
     shapes, results = [shape_of(v.type) for v in op.operands], [element(v.type) for v in op.results]
     shape = shape_of(op.results[0].type)
     if not program.steps:
-        return c.compute(op, lambda f: f.v.__setitem__(outs[0], np.zeros((1, *shape), CARRIER[results[0]])))
+
+        def nothing(f: Frame) -> None:
+            for out, name in zip(outs, results, strict=True):
+                f.v[out] = np.zeros((1, *shape), CARRIER[name])
+
+        return c.compute(op, nothing)
 
     def step(f: Frame) -> None:
         blocks = same_programs(
             *(whole(f.v[s], d, CARRIER[n]) for s, d, n in zip(slots, shapes, names, strict=True))
         ) if slots else []  # fmt: skip
-        programs = blocks[0].shape[0] if blocks else 1
+        places = {name: _place(f, name) for name in program.places}
+        programs = max((x.shape[0] for x in (*blocks, *places.values())), default=1)
+        blocks = [np.broadcast_to(x, (programs, *x.shape[1:])) for x in blocks]
         groups = programs * int(np.prod(shape)) // pack
-        registers: Registers = {}
+        registers: Registers = {
+            name: np.repeat(np.broadcast_to(x, (programs,)), groups // programs) for name, x in places.items()
+        }
         number = 0
         for name in results:
             number += _registers(name, pack)[1]
@@ -80,6 +90,23 @@ def emit_inline_asm(c: Compiler, op: Op) -> None:
     c.compute(op, step)
     kind = op.results[0].type
     c.record(op, "asm", int(np.prod(shape)) // pack * max(1, len(program.steps)), record_dtype(kind))
+
+
+def _place(f: Frame, name: str) -> Bits:
+    """A register that says where or when programs run, [programs or 1]. What time it is is only known when all values
+    are: clocks count how often they have been read."""
+    what, _, axis = name[1:].partition(".")
+    if what.startswith(("clock", "globaltimer")):
+        f.launch.ticks += 1
+        return np.array([f.launch.ticks], np.uint64)
+    if axis:
+        at = f.launch.grid["xyz".index(axis)] if what == "nctaid" else f.pids["xyz".index(axis)]
+        return np.atleast_1d(np.asarray(at)).astype(np.uint64)
+    pes = devices.current().target.pes
+    if what == "nsmid":
+        return np.array([pes], np.uint64)
+    x, y, z = (np.asarray(p, np.int64) for p in f.pids)
+    return np.atleast_1d((x + f.launch.grid[0] * (y + f.launch.grid[1] * z)) % pes).astype(np.uint64)
 
 
 def _registers(name: str, pack: int) -> tuple[int, int]:

@@ -36,6 +36,7 @@ from kernbench.kernels.plan import (
 )
 from kernbench.kernels.program_recorder import ProgramRecorder
 from kernbench.kernels.recorder import Deps, RowKind
+from kernbench.kernels.sanitize.clocks import joined
 from kernbench.kernels.team import MESSAGE_SLOTS, SHIFT, Gathering, Message, Party, symmetric
 from kernbench.kernels.ttir import Op, Pointer, Tensor, Value
 from kernbench.kernels.values import AxisSum, add
@@ -250,7 +251,8 @@ def emit_signal(c: Compiler, op: Op) -> None:
         word.set((value + (1 << bits - 1)) % (1 << bits) - (1 << bits - 1))
         rows = add_rows(f, row, word.w, join(f.d, sources))
         token = recorder.signal(mark, rows)
-        party.signal(word.allocation, word.offset, word.get(), before, how == "add", token)
+        known = None if f.launch.watch is None else f.launch.watch.signalled(f, word.w, word.allocation)
+        party.signal(word.allocation, word.offset, word.get(), before, how == "add", token, known)
         f.v[out] = 0
 
     c.both(step)
@@ -262,7 +264,7 @@ def emit_wait(c: Compiler, op: Op) -> None:
     operand, out = c.slot(op.operands[1]), c.slot(op.results[0])
     sources, target = c.deps(op.operands), c.dep(op.results[0])
     row = RowKind(OpKind.READ, c.line(op.loc), "wait", record_dtype(op.operands[1].type))
-    test = COMPARE[compare]
+    test, used = COMPARE[compare], op.results[0] in c.users
 
     def step(f: Frame) -> None:
         party, recorder, wanted = party_of(f), _recorder(f), int(f.v[operand])
@@ -282,7 +284,9 @@ def emit_wait(c: Compiler, op: Op) -> None:
         had_to = not test(word.get(), wanted)
         f.launch.crew.wait(lambda: test(word.get(), wanted), what)
         found = word.get()
-        awaited = party.awaited(word.allocation, word.offset, found, lambda x: test(x, wanted))
+        # Who looks at what was found wants that value, and so all that made it.
+        condition = ("eq", found) if used else (compare, wanted)
+        awaited = party.awaited(word.allocation, word.offset, found, *condition)
         if had_to and not awaited:
             raise _fault(
                 f,
@@ -290,10 +294,12 @@ def emit_wait(c: Compiler, op: Op) -> None:
                 f"{word.describe(a)} became {found} by a plain store or atomic, which says nothing of when it arrived: "
                 "change flags with signal()",
             )
-        if f.launch.watch is not None:
-            f.launch.watch.acquired(f, a, word.w, word.allocation)
+        if f.launch.watch is not None and awaited:
+            f.launch.watch.learned(f, [write.known for write in awaited])
+        elif f.launch.watch is not None:
+            f.launch.watch.found(f, word.w, word.allocation)
         rows = add_rows(f, row, word.w, join(f.d, sources))
-        recorder.awaits[rows[0]] = awaited
+        recorder.awaits[rows[0]] = tuple(write.token for write in awaited)
         f.control = f.d[target] = rows
         f.v[out] = found
 
@@ -335,11 +341,12 @@ def emit_send(c: Compiler, op: Op) -> None:
 
         f.launch.crew.wait(lambda: len(box.messages) < MESSAGE_SLOTS, what)
         freed = (box.freed.popleft(),) if box.sent >= MESSAGE_SLOTS else ()
-        box.sent += 1
+        box.sent, box.kernel = box.sent + 1, f.launch.name
         deps = _after(f, join(f.d, sources))
         token = recorder.send(row, deps, (party.team.sip(peer), to, nbytes), freed)
         held = f.v[value] if with_values else None
-        box.messages.append(Message(held.copy() if isinstance(held, np.ndarray) else held, kind, token))
+        known = None if f.launch.watch is None else f.launch.watch.told(f)
+        box.messages.append(Message(held.copy() if isinstance(held, np.ndarray) else held, kind, token, known))
         f.v[out] = 0
 
     known = op.operands[0] in c.needed or op.operands[0] not in c.data
@@ -370,6 +377,8 @@ def emit_recv(c: Compiler, op: Op) -> None:
             raise _fault(f, op, f"{sent}: give recv the shape and dtype of what is sent")
         if must and message.value is None:
             raise _fault(f, op, "the message carries no values in this timing-only run: run with enable_data=True")
+        if f.launch.watch is not None:
+            f.launch.watch.learned(f, [message.known])
         rows = recorder.receive(row, _after(f, join(f.d, sources)), (message.token,))
         box.freed.append(recorder.token(rows))
         f.d[target] = rows
@@ -392,21 +401,24 @@ def emit_barrier(c: Compiler, op: Op) -> None:
         g.needed[party.member] = party.programs
         g.arrived.setdefault(party.member, []).append(token)
         if f.launch.watch is not None:
-            f.launch.watch.arrived(f, g)
+            g.known.append(f.launch.watch.told(f))
         if program == 0:
             g.leaders[party.member] = (recorder, row, (token[3],))
-        if all_have_come(g, party, scope):
-            release(g)
+
+        def over() -> bool:
+            if not g.release and all_have_come(g, party, scope):
+                release(g)
+            return bool(g.release)
 
         def what() -> str:
             there = sum(map(len, g.arrived.values()))
             return f"{where(op.loc)}: {_who(f)} waits in a barrier to which {there} programs have come"
 
-        f.launch.crew.wait(lambda: bool(g.release), what)
+        f.launch.crew.wait(over, what)
         leader = g.release[party.member]
         f.control = (leader[3],) if program == 0 else recorder.receive(row, f.control, (leader,))
         if f.launch.watch is not None:
-            f.launch.watch.released(f, g)
+            f.launch.watch.learned(f, g.known)
         f.v[out] = 0
 
     c.both(step)
@@ -414,7 +426,7 @@ def emit_barrier(c: Compiler, op: Op) -> None:
 
 def all_have_come(g: Gathering, party: Party, scope: str) -> bool:
     """Whether every program has come to a barrier."""
-    if scope == "world" and len(g.needed) < party.team.size:
+    if scope == "world" and len(g.needed) + party.team.absent(party.turn) < party.team.size:
         return False
     return all(len(g.arrived[member]) == needed for member, needed in g.needed.items())
 
@@ -433,3 +445,4 @@ def release(g: Gathering) -> None:
     else:
         g.release.update(heard)
     g.leaders.clear()
+    g.known = [joined(g.known)]

@@ -111,12 +111,11 @@ def emit_fma(c: Compiler, op: Op) -> None:
     a, b, d = (c.slot(v) for v in op.operands)
     out = c.slot(op.results[0])
 
-    def fma(x: Any, y: Any, z: Any) -> Any:
-        if name == "f64":
-            return directed.fma(x, y, z)[()]
-        exact = np.asarray(x, np.float64) * y + z  # the product of two float32 is exact in float64
-        single = exact.astype(np.float32)[()]
-        return rounded(single, name) if name in NARROW else single
+    dtype = CARRIER[name]
+
+    def fma(*xs: Any) -> Any:
+        xs = tuple(np.asarray(in_full(x, dtype), dtype) for x in xs)
+        return rounded(directed.fma_of_narrow(*xs)[()], name) if name in NARROW else directed.fma(*xs)[()]
 
     c.compute(op, lambda f: f.v.__setitem__(out, fma(f.v[a], f.v[b], f.v[d])))
     record(c, op, "fma")
@@ -196,7 +195,9 @@ def cast(source: str, target: str) -> Callable[[Any], Any]:
     wider = source in NARROW and (target in ("f32", "f64") or (source.startswith("f8") and target in ("f16", "bf16")))
 
     def apply(x: Any) -> Any:
-        if x.dtype != dtype:
+        if source == "f64" and target in NARROW:
+            x = directed.rounded_to_odd(x)[()]  # so that rounding again, to the target, rounds as if once
+        elif x.dtype != dtype:
             with np.errstate(over="ignore"):
                 x = x.astype(dtype)
         return x if wider or target not in NARROW else rounded(x, target)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from kernbench.kernels.numerics import NARROW
 from kernbench.kernels.plan import CARRIER, Compiler, Frame, element, emits, record_dtype, shape_of
 from kernbench.kernels.ttir import Op, Pointer, Tensor
 from kernbench.kernels.values import (
@@ -447,8 +448,7 @@ def emit_pointer_cast(c: Compiler, op: Op) -> None:
 
 def itemsize(name: str) -> int:
     """Bytes of an element in memory."""
-    narrow = {"f16": 2, "bf16": 2, "f8E4M3FN": 1, "f8E5M2": 1}
-    return narrow.get(name) or CARRIER[name].itemsize
+    return (NARROW[name][1] if name in NARROW else CARRIER[name]).itemsize
 
 
 @emits("tt.mulhiui")

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kernbench.kernels import handover
 from kernbench.kernels.atomics import apply_cas, apply_rmw
 from kernbench.kernels.describe import describe
+from kernbench.kernels.endless import Endless
 from kernbench.kernels.errors import KernelFault, ValuesNeeded
 from kernbench.kernels.numerics import NARROW
 from kernbench.kernels.ops_int import in_full, itemsize
@@ -27,7 +29,9 @@ from kernbench.kernels.plan import (
     unsupported,
     where,
 )
+from kernbench.kernels.provenance import parameters
 from kernbench.kernels.recorder import Columns, Deps, Layout, RowKind
+from kernbench.kernels.team import real
 from kernbench.kernels.ttir import Op, Pointer, Tensor
 from kernbench.kernels.values import uniform
 from kernbench.kernels.window import Owners, Window, owners, window
@@ -53,6 +57,8 @@ class Access:
     pointer: int
     mask: int
     """Slots; -1 for no mask."""
+    homes: tuple[int, ...] = ()
+    """Numbers of the parameters that the pointer is an offset from; empty where it may reach any memory."""
 
     def window(self, f: Frame, trips: Any = None) -> Window:
         mask = None if self.mask < 0 else f.v[self.mask]
@@ -62,15 +68,28 @@ class Access:
         """Whose bytes they are.
 
         Raises:
-            KernelFault: an element is outside every live allocation, or reaches over the end of one.
+            KernelFault: an element is outside every live allocation, reaches over the end of one, or lies in another
+                one than the pointer's own.
         """
         try:
             found = owners(f.launch.space, w)
         except LookupError as missed:
             raise self._fault(f, w, int(missed.args[0])) from None
+        for members, owner in found:
+            if not self.at_home(f, owner):
+                first = int(np.flatnonzero(w.active())[0]) if members is None else int(members[0])
+                raise self._fault(f, w, first)
         if f.launch.watch is not None:
             f.launch.watch.access(f, self, w, found)
         return found
+
+    def at_home(self, f: Frame, owner: Allocation) -> bool:
+        """Whether an allocation is one that the pointer may reach."""
+        given = f.launch.arguments
+        if not self.homes or not given:
+            return True
+        own = real(owner)  # another rank's is at the same address
+        return any(own.base <= given[home] < own.end for home in self.homes)
 
     def _fault(self, f: Frame, w: Window, program: int) -> KernelFault:
         one_program = w.select(np.array([program]))
@@ -78,6 +97,9 @@ class Access:
         address, size = int(low[0]), int(high[0] - low[0])
         space = f.launch.space
         owner = space.find(address)
+        if len(self.homes) == 1 and f.launch.arguments:
+            owner = space.find(f.launch.arguments[self.homes[0]]) or owner
+        described = space.describe(address, size) if owner is None else owner.describe(address, size)
         what = {"tt.load": "load from", "tt.store": "store to"}.get(self.op.name, "atomic on")
         target = f"'{self.argument}'" if self.argument else "memory"
         index = ""
@@ -86,7 +108,7 @@ class Access:
             index = f" (elements {first}..{last} of {owner.nbytes // self.itemsize})"
         return KernelFault(
             f"{where(self.op.loc)}: kernel '{f.launch.name}', program {f.program(program)}: {what} {target} out of "
-            f"bounds: {space.describe(address, size)}{index}{self._first_outside(one_program, owner)}. Check the mask "
+            f"bounds: {described}{index}{self._first_outside(one_program, owner)}. Check the mask "
             "and the strides passed to the kernel."
         )
 
@@ -102,6 +124,10 @@ class Access:
         at = np.argwhere(outside)[0][1:]
         at = np.array(np.unravel_index(int(at[0]), w.block)) if w.block is not None else at
         return f"; the first outside is index {tuple(at.tolist())} of the block, {mask}"
+
+
+_LOCAL = frozenset({"tt.load", "tt.store", "tt.atomic_rmw", "tt.atomic_cas"})
+"""Operations that reach the memory their pointer names, and not its like in another rank."""
 
 
 def access_of(c: Compiler, op: Op, mask_at: int) -> Access:
@@ -126,7 +152,17 @@ def access_of(c: Compiler, op: Op, mask_at: int) -> Access:
         c.argument(op.operands[0]),
         c.slot(op.operands[0]),
         mask,
+        parameters(c.function, op.operands[0]) if op.name in _LOCAL else (),
     )
+
+
+def known_access(f: Frame, a: Access) -> tuple[Window, Owners]:
+    """Where an access is, of a launch that reads a tape."""
+    assert f.launch.known is not None
+    found: tuple[Window, Owners] = f.launch.known.next()
+    if f.launch.watch is not None:
+        f.launch.watch.access(f, a, *found)
+    return found
 
 
 def add_rows(f: Frame, kind: RowKind, w: Window, deps: Deps) -> Deps:
@@ -149,11 +185,15 @@ def alone(f: Frame, a: Access) -> Allocation | None:
     launch, pointer = f.launch, f.v[a.pointer]
     if not a.scalar or type(pointer) is not int or (a.mask >= 0 and f.v[a.mask] is not True):
         return None
-    if launch.tape is not None or launch.watch is not None or launch.party is not None:
+    if launch.tape is not None or launch.party is not None or (launch.watch is not None and f.count > 1):
         return None
     found = launch.space.find(pointer)
-    if found is None or pointer + a.itemsize > found.end or found.invalid is not None:
+    if found is None or pointer + a.itemsize > found.end or found.invalid is not None or isinstance(found, Endless):
         return None
+    if not a.at_home(f, found):
+        return None
+    if launch.watch is not None:
+        launch.watch.element(f, a, pointer, found)
     return found
 
 
@@ -178,6 +218,10 @@ def read(f: Frame, a: Access, w: Window, allocations: Owners, other: Any) -> Any
     """The loaded values: [P or 1, *dims] on the carrier, or a scalar."""
     shape = (w.programs, *w.dims)
     if not w.masked():
+        lying = at_once(a, w, allocations)
+        if lying is not None:
+            flat = lying.copy()
+            return flat if not a.scalar else one(flat[0, 0]) if len(flat) == 1 else flat[:, 0]
         out = np.empty(shape, a.carrier)
     elif other is None or (uniform(other) and other == 0):
         out = np.zeros(shape, a.carrier)
@@ -190,11 +234,17 @@ def read(f: Frame, a: Access, w: Window, allocations: Owners, other: Any) -> Any
             w = w.select(np.zeros(rows, np.intp))
         out = out.reshape((out.shape[0], *w.dims))
     for members, allocation in allocations:
-        part = w.of(members, allocation)
+        everybody = members is None or len(members) == out.shape[0]
+        part = w if everybody and not w.split else w.of(members, allocation)
         if allocation.invalid is not None:
             _check_valid(f, a, part, allocation)
+        if isinstance(allocation, Endless):
+            some = out if everybody else out[members]
+            allocation.read(part, a.itemsize, some)
+            out[... if everybody else members] = some
+            continue
         tiles = part.tiles(allocation.base)
-        if members is None or len(members) == out.shape[0]:
+        if everybody:
             tiles.load(allocation.bytes, a.name, a.storage, out)
         else:
             some = np.ascontiguousarray(out[members])
@@ -203,7 +253,21 @@ def read(f: Frame, a: Access, w: Window, allocations: Owners, other: Any) -> Any
     if a.scalar:
         flat = out.reshape(-1)
         return one(flat[0]) if len(flat) == 1 else flat
-    return out.reshape((out.shape[0], *a.dims))
+    return out if w.dims == a.dims else out.reshape((out.shape[0], *a.dims))
+
+
+def at_once(a: Access, w: Window, allocations: Owners) -> NDArray[Any] | None:
+    """A window's elements as they lie in memory, [P, *dims], where that is an array: evenly spaced in one allocation,
+    of a type that is carried as it is stored."""
+    if len(allocations) != 1 or a.name in NARROW or w.dims != a.dims:
+        return None
+    (members, allocation), even = allocations[0], w.strided()
+    if even is None or allocation.invalid is not None or (members is not None and len(members) != w.programs):
+        return None
+    offset = even[0] - allocation.base
+    if w.split or offset % a.itemsize or isinstance(allocation, Endless):
+        return None
+    return np.ndarray((w.programs, *w.dims), a.storage, allocation.bytes, offset, even[1])
 
 
 def _check_valid(f: Frame, a: Access, w: Window, allocation: Allocation) -> None:
@@ -230,8 +294,9 @@ def emit_load(c: Compiler, op: Op) -> None:
 
     def load(f: Frame, with_values: bool) -> None:
         if f.launch.known is not None:
+            if with_values or f.launch.watch is not None:
+                w, allocations = known_access(f, a)
             if with_values:
-                w, allocations = f.launch.known.next()
                 f.v[out] = read(f, a, w, allocations, None if other < 0 else f.v[other])
             return
         found = alone(f, a)
@@ -248,7 +313,7 @@ def emit_load(c: Compiler, op: Op) -> None:
             return
         w = a.window(f)
         allocations = a.owners(f, w)
-        if f.launch.tape is not None and with_values:
+        if f.launch.tape is not None and (with_values or f.launch.watch is not None):
             f.launch.tape.keep(w, allocations)
         deps = latest_stores(f, allocations, join(f.d, sources))
         if number in f.slot_free:
@@ -260,8 +325,8 @@ def emit_load(c: Compiler, op: Op) -> None:
             f.v[out] = read(f, a, w, allocations, None if other < 0 else f.v[other])
 
     needed = op.results[0] in c.needed
-    c.repeats &= not needed
     c.both(lambda f: load(f, True), lambda f: load(f, needed))
+    handover.after(c, op, a)
     count = int(np.prod(a.dims))
     c.largest_tile = max(c.largest_tile, count)
     if needed:
@@ -299,7 +364,7 @@ def emit_store(c: Compiler, op: Op) -> None:
 
     def store(f: Frame, with_values: bool) -> None:
         if f.launch.known is not None:
-            w, allocations = f.launch.known.next()
+            w, allocations = known_access(f, a)
         else:
             w = a.window(f)
             allocations = a.owners(f, w)
@@ -311,11 +376,17 @@ def emit_store(c: Compiler, op: Op) -> None:
         write(a, expand(w, x.shape[0]), x, allocations)
 
     known = op.operands[1] in c.needed or op.operands[1] not in c.data
+    handover.before(c, op, a)
     c.both(lambda f: store(f, True), lambda f: store(f, known))
+    handover.after(c, op, a)
 
 
 def write(a: Access, w: Window, x: NDArray[Any], allocations: Owners) -> None:
     """Store ``x`` [P or 1, ...] (axes of the block's length or 1) through a window."""
+    lying = at_once(a, w, allocations)
+    if lying is not None:
+        lying[...] = x
+        return allocations[0][1].wrote()
     if w.dims != a.dims:
         x = np.broadcast_to(x, (x.shape[0], *a.dims)).reshape(x.shape[0], *w.dims)
     for members, allocation in allocations:
@@ -360,23 +431,23 @@ def _emit_atomic(
     used = op.results[0] in c.users
     known = op.results[0] in c.needed or all(v in c.needed or v not in c.data for v in op.operands[1:])
 
-    c.repeats &= op.results[0] not in c.needed
+    def alone_at(f: Frame, found: Allocation, at: int) -> None:
+        """Perform it on the only element there is."""
+        memory = found.bytes[at : at + a.itemsize].view(a.storage)
+        one_lane = [np.asarray(in_full(f.v[s], a.carrier), a.carrier).reshape(1) for s in slots]
+        before = apply(memory, a, np.zeros(1, np.int64), one_lane)
+        found.wrote()
+        if used:
+            f.v[out] = one(before[0])
 
     def step(f: Frame, with_values: bool) -> None:
         found = alone(f, a) if with_values and f.count == 1 and f.launch.known is None else None
         if found is not None and (f.v[a.pointer] - found.base) % a.itemsize == 0:
-            at = f.v[a.pointer] - found.base
             f.d[target] = add_row_alone(f, row, a, latest_stores(f, [(None, found)], join(f.d, sources)))
             f.recorder.stores(found.base, f.d[target], f.members)
-            memory = found.bytes[at : at + a.itemsize].view(a.storage)
-            one_lane = [np.asarray(in_full(f.v[s], a.carrier), a.carrier).reshape(1) for s in slots]
-            before = apply(memory, a, np.zeros(1, np.int64), one_lane)
-            found.wrote()
-            if used:
-                f.v[out] = one(before[0])
-            return
+            return alone_at(f, found, f.v[a.pointer] - found.base)
         if f.launch.known is not None:
-            w, allocations = f.launch.known.next()
+            w, allocations = known_access(f, a)
         else:
             w = a.window(f)
             allocations = a.owners(f, w)
@@ -385,6 +456,11 @@ def _emit_atomic(
             note_stores(f, w, allocations, rows)
         if not with_values:
             return invalidate(a, w, allocations)
+        if a.scalar and f.count == w.programs == len(allocations) == 1 and not w.masked():
+            found = allocations[0][1]
+            at = int(w.base[0]) - found.base
+            if found.invalid is None and at % a.itemsize == 0:
+                return alone_at(f, found, at)
         w = expand(w, f.count)
         operands = [np.broadcast_to(_column(f.v[s], a), (f.count, *a.dims)).reshape(f.count, -1) for s in slots]
         address, keep = w.lanes()
@@ -412,7 +488,9 @@ def _emit_atomic(
             else:
                 f.v[out] = old.reshape(f.count, *a.dims)
 
+    handover.before(c, op, a)
     c.both(lambda f: step(f, True), lambda f: step(f, known))
+    handover.after(c, op, a)
 
 
 @emits("tt.atomic_rmw")

@@ -21,7 +21,10 @@ from kernbench.sim_engine.oplog import OpKind
 def product(a: NDArray[Any], b: NDArray[Any], out_name: str) -> NDArray[Any]:
     """``a @ b`` in the precision that sums are kept in: float32, float64, or exact integers wrapped to int32."""
     if out_name.startswith("i"):
-        exact = a.astype(np.float64) @ b.astype(np.float64)
+        # Up to 1024 products of bytes, and each partial sum of them, are integers below 2^24: exact in float32.
+        short = a.dtype.itemsize == b.dtype.itemsize == 1 and a.shape[-1] <= 1024
+        carrier = np.float32 if short else np.float64
+        exact = a.astype(carrier) @ b.astype(carrier)
         return exact.astype(np.int64).astype(CARRIER[out_name])
     return np.matmul(a, b)
 
@@ -160,11 +163,11 @@ def emit_reduce(c: Compiler, op: Op) -> None:
         return one(x[0]) if x.shape[0] == 1 else x
 
     def step(f: Frame) -> None:
-        blocks = same_programs(*(whole(f.v[s], *k) for s, k in zip(slots, kinds, strict=True)))
         if fast is not None:
-            f.v[outs[0]] = finish(fast.reduce(blocks[0], axis=axis, dtype=kinds[0][1]))
+            f.v[outs[0]] = finish(fast.reduce(whole(f.v[slots[0]], *kinds[0]), axis=axis, dtype=kinds[0][1]))
             return
         assert combine is not None
+        blocks = same_programs(*(whole(f.v[s], *k) for s, k in zip(slots, kinds, strict=True)))
         made = _halves(combine, f, [np.moveaxis(b, axis, -1) for b in blocks])
         for out, x in zip(outs, made, strict=True):
             f.v[out] = finish(x)

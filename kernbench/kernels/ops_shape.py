@@ -11,7 +11,7 @@ from kernbench.kernels.errors import KernelFault
 from kernbench.kernels.numerics import NARROW, rounded
 from kernbench.kernels.ops_int import in_full
 from kernbench.kernels.plan import CARRIER, Compiler, Frame, element, emits, record_dtype, shape_of, where
-from kernbench.kernels.ttir import Op, Tensor
+from kernbench.kernels.ttir import Op
 from kernbench.kernels.values import AxisSum, Mask
 
 
@@ -110,6 +110,8 @@ def emit_trans(c: Compiler, op: Op) -> None:
 
 def whole(x: Any, shape: tuple[int, ...], dtype: Any) -> Any:
     """A block as an array whose axes have their true lengths (the first, programs, may be 1)."""
+    if type(x) is np.ndarray and x.dtype == dtype and x.shape[1:] == shape:
+        return x
     x = np.asarray(in_full(x, dtype), dtype)
     if x.ndim == 0:
         return np.broadcast_to(x, (1, *shape))
@@ -185,6 +187,8 @@ def _arrays(op: Op) -> list[tuple[tuple[int, ...], Any]]:
 
 def same_programs(*blocks: Any) -> list[Any]:
     """Arrays with as many programs as the one that has most."""
+    if len(blocks) == 1:
+        return list(blocks)
     programs = max(b.shape[0] for b in blocks)
     return [np.broadcast_to(b, (programs, *b.shape[1:])) for b in blocks]
 
@@ -258,40 +262,3 @@ def emit_histogram(c: Compiler, op: Op) -> None:
 def emit_nothing(c: Compiler, op: Op) -> None:
     """Assumptions help compilers; within a program, operations already happen in order, and so do a stream's
     launches."""
-
-
-@emits("tt.print")
-def emit_print(c: Compiler, op: Op) -> None:
-    prefix = "".join(op.attrs.get("strings", ()))
-    slots = [c.slot(v) for v in op.operands]
-    kinds = [(v.type, CARRIER[element(v.type)]) for v in op.operands]
-
-    def step(f: Frame) -> None:
-        for p in range(f.count):
-            pid = ", ".join(map(str, f.program(p)))
-            if not slots:
-                print(f"pid ({pid}){prefix}")
-            for s, (kind, dtype) in zip(slots, kinds, strict=True):
-                x = f.v[s]
-                if isinstance(kind, Tensor):
-                    block = whole(x, kind.shape, dtype)
-                    x = block[p if block.shape[0] > 1 else 0]
-                elif isinstance(x, np.ndarray):
-                    x = x[p]
-                print(f"pid ({pid}){prefix}{x}")
-
-    c.effect(step)
-
-
-@emits("tt.assert")
-def emit_assert(c: Compiler, op: Op) -> None:
-    message = "".join(op.attrs.get("strings", ())) or "assertion failed"
-    a = c.slot(op.operands[0])
-
-    def step(f: Frame) -> None:
-        holds = np.asarray(in_full(f.v[a], np.bool_))
-        if not holds.all():
-            at = int(np.argmin(holds.reshape(holds.shape[0], -1).all(axis=1))) if holds.ndim else 0
-            raise KernelFault(f"{where(op.loc)}: {message} (program {f.program(at)})")
-
-    c.effect(step)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from kernbench.kernels import workers
 from kernbench.kernels.numerics import NARROW, rounded, widen
 from kernbench.kernels.ops_memory import Access, read
-from kernbench.kernels.ops_reduce import product
+from kernbench.kernels.ops_reduce import product as multiply
 from kernbench.kernels.plan import CARRIER, Frame
 from kernbench.kernels.values import uniform
 from kernbench.kernels.window import Owners, Window
@@ -38,17 +38,12 @@ class Tile:
             return replace(self, flipped=self.flipped != (tuple(order) == (1, 0)))
         return replace(self, casts=(*self.casts, to)) if to in NARROW else self
 
-    def rounded(self, x: NDArray[Any]) -> NDArray[Any]:
-        for name in self.casts:
-            x = rounded(x, name)
-        return x
-
     def at(self, f: Frame, t: int, counts: NDArray[np.int64]) -> NDArray[Any]:
         """The tile of one iteration, [P, rows, columns] as the dot sees it; zero in programs that ended before."""
         now = self.window.iteration(np.full(self.window.programs, t, np.int64))
         if (counts <= t).any():
             now.hi = np.where((counts > t)[:, None], now.hi, 0)
-        x = self.rounded(read(f, self.access, now, self.allocations, self.other))
+        x = _cast(read(f, self.access, now, self.allocations, self.other), self.casts)
         return x.transpose(0, 2, 1) if self.flipped else x
 
     def source(self, f: Frame) -> NDArray[Any] | None:
@@ -71,14 +66,20 @@ class Tile:
         return kept[1]
 
 
-class Panel:
-    """One operand of the dot for each program: rows (or columns) by the whole of K."""
+def _cast(x: NDArray[Any], casts: tuple[str, ...]) -> NDArray[Any]:
+    for name in casts:
+        x = rounded(x, name)
+    return x
 
-    def __init__(self, tile: Tile, source: NDArray[Any], k_axis: int, counts: NDArray[np.int64]) -> None:
+
+class Panel:
+    """One operand of the dot for each program: rows (or columns) by the whole of K. It says where they are in the
+    memory that its methods are given, :meth:`Tile.source`."""
+
+    def __init__(self, tile: Tile, k_axis: int, counts: NDArray[np.int64]) -> None:
         w = tile.window
         size = w.itemsize
-        self.tile, self.source, self.counts = tile, source, counts
-        self.k_axis, self.other_axis = k_axis, 1 - k_axis
+        self.casts = tile.casts
         self.block_k, self.block = w.dims[k_axis], w.dims[1 - k_axis]
         self.k_stride = int(w.terms[k_axis]) // size
         term = w.terms[1 - k_axis]
@@ -117,40 +118,88 @@ class Panel:
             return False
         return bool(moves[k_axis] or (w.hi[:, k_axis] >= w.dims[k_axis]).all())
 
-    def of(self, p: int, depth: int) -> NDArray[Any]:
+    def of(self, source: NDArray[Any], p: int, depth: int) -> NDArray[Any]:
         """[rows, depth] of program ``p``."""
         rows = int(self.length[p])
-        source, size = self.source, self.source.itemsize
+        size = source.itemsize
         start = int(self.start[p])
         if self.offsets is not None:
             chosen = self.offsets[p if len(self.offsets) > 1 else 0][:rows]
             step = chosen[1] - chosen[0] if rows > 1 else 0
             if rows < 2 or (np.diff(chosen) == step).all():
-                return self._strided(start + int(chosen[0]) if rows else 0, rows, int(step), depth)
+                return self._strided(source, start + int(chosen[0]) if rows else 0, rows, int(step), depth)
             reach = (depth - 1) * self.k_stride
             lines = np.ndarray((len(source) - reach, depth), source.dtype, source, 0, (size, size * self.k_stride))
-            return self.tile.rounded(lines[start + chosen])
-        return self._strided(start, rows, self.stride, depth)
+            return _cast(lines[start + chosen], self.casts)
+        return self._strided(source, start, rows, self.stride, depth)
 
-    def rows(self, p: int, count: int, depth: int) -> NDArray[Any]:
+    def rows(self, source: NDArray[Any], p: int, count: int, depth: int) -> NDArray[Any]:
         """[count, depth], evenly spaced from the first row of program ``p``, also beyond its block."""
-        return self._strided(int(self.start[p]), count, self.stride, depth)
+        return self._strided(source, int(self.start[p]), count, self.stride, depth)
 
-    def _strided(self, start: int, rows: int, stride: int, depth: int) -> NDArray[Any]:
-        source, size = self.source, self.source.itemsize
+    def _strided(self, source: NDArray[Any], start: int, rows: int, stride: int, depth: int) -> NDArray[Any]:
+        size = source.itemsize
         if rows == 0 or depth == 0:
             return np.zeros((rows, depth), source.dtype)
         if self.merged:
             shape, strides = (rows, depth), (stride * size, self.k_stride * size)
-            x = np.ndarray(shape, source.dtype, source, start * size, strides)
-            return self.tile.rounded(x) if self.tile.casts else x
+            return _cast(np.ndarray(shape, source.dtype, source, start * size, strides), self.casts)
         trips = -(-depth // self.block_k)
         last = depth - (trips - 1) * self.block_k
         steps = (stride * size, self.step * size, self.k_stride * size)
         whole = np.ndarray((rows, trips - 1, self.block_k), source.dtype, source, start * size, steps)
         tail_at = start + (trips - 1) * self.step
         tail = np.ndarray((rows, last), source.dtype, source, tail_at * size, (steps[0], steps[2]))
-        return self.tile.rounded(np.concatenate([whole.reshape(rows, -1), tail], axis=1))
+        return _cast(np.concatenate([whole.reshape(rows, -1), tail], axis=1), self.casts)
+
+
+class Product:
+    """All that a chain of dots multiplies. It follows from where the operands are, so launches alike share it."""
+
+    def __init__(self, left: Panel, right: Panel, shape: tuple[int, ...], name: str) -> None:
+        self.left, self.right, self.shape, self.name = left, right, shape, name
+        self.programs = programs = len(left.depth)
+        self.work = int(left.depth.sum()) * shape[0] * shape[1]
+        self.groups: list[tuple[int, int, bool]] = []
+        """Programs from, up to, and whether they follow each other along the rows; along the columns else."""
+        down, across = _neighbours(left, right), _neighbours(right, left)
+        most = -(-programs // workers.useful(self.work))
+        p = 0
+        while p < programs:
+            stop = p + 1
+            way = down if stop < programs and down[stop] else across
+            while stop < min(programs, p + most) and way[stop]:
+                stop += 1
+            if not left.depth[p] or name.startswith("i"):
+                stop = p + 1
+            self.groups.append((p, stop, way is down))
+            p = stop
+
+    @classmethod
+    def of(
+        cls, left: Tile, right: Tile, counts: NDArray[np.int64], shape: tuple[int, ...], name: str
+    ) -> Product | None:
+        """None where tiles have to be multiplied iteration by iteration."""
+        axes = 0 if left.flipped else 1, 1 if right.flipped else 0
+        if not Panel.fits(left, axes[0]) or not Panel.fits(right, axes[1]):
+            return None
+        panels = Panel(left, axes[0], counts), Panel(right, axes[1], counts)
+        return cls(*panels, shape, name) if (panels[0].depth == panels[1].depth).all() else None
+
+    def run(self, a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
+        """The sums [P, m, n], of operands that lie in ``a`` and ``b``."""
+        out = np.empty((self.programs, *self.shape), CARRIER[self.name])
+        left, right = (self.left, a), (self.right, b)
+        products: list[Callable[[], None]] = []
+        for p, stop, down in self.groups:
+            if stop == p + 1:
+                products.append(partial(_one, *left, *right, p, out, self.name))
+            elif down:
+                products.append(partial(_together, *left, *right, p, out[p:stop]))
+            else:
+                products.append(partial(_together, *right, *left, p, out[p:stop].transpose(0, 2, 1)))
+        workers.run(products, self.work)
+        return out
 
 
 def accumulate(
@@ -161,48 +210,33 @@ def accumulate(
     total: NDArray[Any] | None,
     shape: tuple[int, ...],
     name: str,
+    known: dict[Any, Product | None],
+    dot: Any,
 ) -> NDArray[Any]:
-    """Add to ``total`` [P, m, n] (None: zero) the sum over all iterations of ``left @ right``."""
-    k_left, k_right = (0, 1) if left.flipped else (1, 0), (1, 0) if right.flipped else (0, 1)
-    axes = k_left[0], k_right[0]
+    """Add to ``total`` [P, m, n] (None: zero) the sum over all iterations of ``left @ right``.
+
+    ``known`` has the products of launches like this one, by ``dot``, and is given this one's.
+    """
     if not left.allocations or not right.allocations:  # nothing is read: no iteration, or all masked
         return np.zeros((f.count, *shape), CARRIER[name]) if total is None else total
-    if Panel.fits(left, axes[0]) and Panel.fits(right, axes[1]):
-        a, b = left.source(f), right.source(f)
-        if a is not None and b is not None:
-            panels = Panel(left, a, axes[0], counts), Panel(right, b, axes[1], counts)
-            if (panels[0].depth == panels[1].depth).all():
-                return _multiply(panels[0], panels[1], total, shape, name)
+    a, b = left.source(f), right.source(f)
+    if a is not None and b is not None:
+        if dot not in known:
+            known[dot] = Product.of(left, right, counts, shape, name)
+        product = known[dot]
+        if product is not None:
+            made = product.run(a, b)
+            return made if total is None else total + made
+    elif f.count == 1:
+        from kernbench.kernels.panel_reads import product_of_one
+
+        made_alone = product_of_one(f, left, right, counts, shape, name)
+        if made_alone is not None:
+            return made_alone if total is None else total + made_alone
     for t in range(int(counts.max())):
-        made = product(left.at(f, t, counts), right.at(f, t, counts), name)
-        total = np.broadcast_to(made, (f.count, *shape)).copy() if total is None else total + made
+        step = multiply(left.at(f, t, counts), right.at(f, t, counts), name)
+        total = np.broadcast_to(step, (f.count, *shape)).copy() if total is None else total + step
     return np.zeros((f.count, *shape), CARRIER[name]) if total is None else total
-
-
-def _multiply(left: Panel, right: Panel, total: NDArray[Any] | None, shape: tuple[int, ...], name: str) -> NDArray[Any]:
-    """One product per program, or for several whose operands lie side by side."""
-    programs = len(left.depth)
-    out = np.empty((programs, *shape), CARRIER[name])
-    down, across = _neighbours(left, right), _neighbours(right, left)
-    work = int(left.depth.sum()) * shape[0] * shape[1]
-    most = -(-programs // workers.useful(work))
-    products: list[Callable[[], None]] = []
-    p = 0
-    while p < programs:
-        stop = p + 1
-        way = down if stop < programs and down[stop] else across
-        while stop < min(programs, p + most) and way[stop]:
-            stop += 1
-        if stop == p + 1 or not left.depth[p] or name.startswith("i"):
-            stop = p + 1
-            products.append(partial(_one, left, right, p, out, name))
-        elif way is down:
-            products.append(partial(_together, left, right, p, out[p:stop]))
-        else:
-            products.append(partial(_together, right, left, p, out[p:stop].transpose(0, 2, 1)))
-        p = stop
-    workers.run(products, work)
-    return out if total is None else total + out
 
 
 def _neighbours(wide: Panel, narrow: Panel) -> NDArray[np.bool_]:
@@ -214,32 +248,36 @@ def _neighbours(wide: Panel, narrow: Panel) -> NDArray[np.bool_]:
     return follows
 
 
-def _together(wide: Panel, narrow: Panel, p: int, out: NDArray[Any]) -> None:
+def _together(wide: Panel, a: NDArray[Any], narrow: Panel, b: NDArray[Any], p: int, out: NDArray[Any]) -> None:
     """``out`` [count, rows, columns] of programs ``p`` and those after it, that follow each other along ``wide``."""
     count, depth = len(out), int(wide.depth[p])
     rows, columns = int(wide.length[p]), int(narrow.length[p])
-    a, b = wide.rows(p, count * rows, depth), narrow.rows(p, columns, depth)
+    x, y = wide.rows(a, p, count * rows, depth), narrow.rows(b, p, columns, depth)
     if (rows, columns) == out.shape[1:] and out.flags.c_contiguous:
-        np.matmul(a, b.T, out=out.reshape(-1, columns))
+        np.matmul(x, y.T, out=out.reshape(-1, columns))
         return
     if (rows, columns) != out.shape[1:]:
         out[...] = 0
     if out.flags.c_contiguous:
-        out[:, :rows, :columns] = np.matmul(a, b.T).reshape(count, rows, columns)
+        out[:, :rows, :columns] = np.matmul(x, y.T).reshape(count, rows, columns)
     else:
-        out[:, :rows, :columns] = np.matmul(b, a.T).reshape(columns, count, rows).transpose(1, 2, 0)
+        out[:, :rows, :columns] = np.matmul(y, x.T).reshape(columns, count, rows).transpose(1, 2, 0)
 
 
-def _one(left: Panel, right: Panel, p: int, out: NDArray[Any], name: str) -> None:
+def _one(left: Panel, a: NDArray[Any], right: Panel, b: NDArray[Any], p: int, out: NDArray[Any], name: str) -> None:
     depth = int(left.depth[p])
-    a, b = left.of(p, depth), right.of(p, depth)
-    rows, columns = a.shape[0], b.shape[0]
-    whole = (rows, columns) == out.shape[1:] and depth > 0
+    multiplied(left.of(a, p, depth), right.of(b, p, depth), out[p], name)
+
+
+def multiplied(x: NDArray[Any], y: NDArray[Any], out: NDArray[Any], name: str) -> None:
+    """``out`` [m, n] becomes ``x @ y.T``, and zero where these have fewer rows."""
+    rows, columns = x.shape[0], y.shape[0]
+    whole = (rows, columns) == out.shape and x.shape[1] > 0
     if not whole:
-        out[p] = 0
+        out[...] = 0
     if name.startswith("i"):
-        out[p, :rows, :columns] = product(a, b.T, name)
+        out[:rows, :columns] = multiply(x, y.T, name)
     elif whole:
-        np.matmul(a, b.T, out=out[p])
-    elif depth:
-        out[p, :rows, :columns] = a @ b.T
+        np.matmul(x, y.T, out=out)
+    elif x.shape[1]:
+        out[:rows, :columns] = x @ y.T

@@ -16,8 +16,9 @@ import numpy as np
 
 from kernbench.kernels.dataflow import VIEWS, data_values
 from kernbench.kernels.errors import KernelError
+from kernbench.kernels.provenance import parameters
 from kernbench.kernels.recorder import Deps, Index, Recorder, RowKind
-from kernbench.kernels.slices import needed_values
+from kernbench.kernels.slices import deciding_args, needed_values
 from kernbench.kernels.ttir import Block, Function, Loc, Op, Pointer, Scalar, Tensor, Type, Value
 from kernbench.memory import AddressSpace
 from kernbench.sim_engine.oplog import OpKind
@@ -78,6 +79,8 @@ class Launch:
     num_stages: int
     written: frozenset[int] = frozenset()
     """Bases of allocations the launch may write: their casts must not be cached."""
+    arguments: Sequence[Any] = ()
+    """Of the kernel, by parameter: pointers are addresses. Empty: any pointer may reach any memory."""
     watch: Any = None
     """The checks of this launch (:class:`kernbench.kernels.sanitize.watch.Watch`), None for none."""
     tape: Tape | None = None
@@ -90,8 +93,12 @@ class Launch:
     """Runs a crew that cannot go on alone together with those of other ranks."""
     party: Any = None
     """Of a kernel that communicates: its :class:`kernbench.kernels.team.Party`."""
+    handovers: Any = None
+    """Where programs that take turns spin: the :class:`kernbench.kernels.handover.Handovers` of the launch."""
     crossings: Any = None
     """What its rows wait for in other programs: by program, its recorder."""
+    ticks: int = 0
+    """How often clocks have been read."""
 
 
 @dataclass(eq=False, slots=True)
@@ -165,6 +172,8 @@ class Code:
     def run(self, f: Frame, with_values: bool) -> None:
         """Execute the block, writing a tape or reading one where the launch has it."""
         v, tape, known = f.v, f.launch.tape, f.launch.known
+        if tape is not None and tape.is_too_large():
+            f.launch.tape = tape = None
         if known is not None and self.taped:
             for slot, value in zip(self.deciding, known.values() if self.deciding else (), strict=True):
                 v[slot] = value
@@ -198,7 +207,10 @@ class Plan:
     deciding: tuple[int, ...] = ()
     """Slots of values that addresses, masks and control flow depend on."""
     repeats: bool = False
-    """Whether nothing read from memory decides those, so that launches alike leave the same record."""
+    """Whether launches alike leave the same record: where what is read from memory decides those, it is from
+    ``deciding_args``."""
+    deciding_args: tuple[int, ...] = ()
+    """Pointer parameters whose memory, as a launch finds it, decides those."""
 
 
 def run(steps: list[Step], frame: Frame) -> None:
@@ -258,6 +270,8 @@ class Compiler:
         """Whether what decides addresses and control flow is kept on tapes."""
         self.origin: dict[Value, str] = {}
         """Pointers -> the parameter they are offsets from."""
+        self.looks: Any = None
+        """What its spinning loops look at: :class:`kernbench.kernels.handover.Looks`."""
         self.users: dict[Value, list[Op]] = {}
         for op in function.walk():
             for v in op.operands:
@@ -328,6 +342,13 @@ class Compiler:
         self.code.full.append(step)
         self.code.full_again.append(step)
 
+    def check(self, step: Step, decided: Sequence[Value] = ()) -> None:
+        """Add a step that needs values and only looks. Where it looks at nothing but ``decided`` and a tape has all of
+        that, it saw in the launch that wrote the tape what it would see in one that reads it."""
+        self.code.full.append(step)
+        if not (decided and self.taped and all(v in self.needed for v in decided)):
+            self.code.full_again.append(step)
+
     def record(self, op: Op, name: str, elements: int, dtype: str, kind: OpKind = OpKind.VECTOR) -> None:
         """Add the row of a vector operation, where its result is data."""
         if not any(r in self.data for r in op.results):
@@ -377,12 +398,14 @@ class Compiler:
                     self.origin[r] = self.origin[op.operands[0]]
         emitter(self, op)
         if Probe.on is not None:
-            self.repeats = False  # the steps it adds are not for launches that read a tape
             Probe.on(self, op)
 
     def argument(self, pointer: Value) -> str:
         """The name of the parameter a pointer comes from, or an empty string."""
-        return self.origin.get(pointer, "")
+        known = self.origin.get(pointer, "")
+        if not known and len(found := parameters(self.function, pointer)) == 1:
+            known = self.function.args[found[0]].name
+        return known
 
     def captured(self, blocks: Sequence[Block]) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Slots of values and rows that blocks use but do not define."""
@@ -395,6 +418,7 @@ class Compiler:
 
     def finish(self, run_blocks: Any) -> Plan:
         entry = self.function.body.entry.args
+        decided_by = deciding_args(self.function, self.needed) if self.taped else None
         return Plan(
             self.function,
             len(self._slots),
@@ -407,7 +431,8 @@ class Compiler:
             stepped_dots=self.stepped_dots,
             largest_needed=self.largest_needed,
             deciding=tuple(slot for value, slot in self._slots.items() if value in self.needed),
-            repeats=self.repeats,
+            repeats=self.repeats and decided_by is not None,
+            deciding_args=decided_by or (),
         )
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
-from kernbench.kernels.recorder import Columns, Deps, Index, Layout, Recorder, RowKind
+from kernbench.kernels.recorder import Columns, Deps, Index, Layout, Recorder, RowKind, Silent
 from kernbench.sim_engine.oplog import Awaits, OpKind, ProgramBlock, Token
 
 Mark = tuple[int, dict[int, Deps], dict[int, Deps], int, int]
@@ -65,6 +66,10 @@ class ProgramRecorder(Recorder):
         """What others know a row by."""
         return (*self._token, rows[0])
 
+    def finish(self, programs: NDArray[np.int64]) -> None:
+        super().finish(programs)
+        self._rows, self.stored, self.readers, self._unsignalled = [], {}, {}, []
+
     def mark(self) -> Mark:
         """Where the program is now, for :meth:`rewind`."""
         return len(self._rows), dict(self.stored), dict(self.readers), len(self._choices), len(self._unsignalled)
@@ -72,7 +77,19 @@ class ProgramRecorder(Recorder):
     def rewind(self, mark: Mark) -> None:
         """Forget the rows since then."""
         rows, self.stored, self.readers, choices, unsignalled = mark
+        while self.awaits and next(reversed(self.awaits)) >= rows:
+            self.awaits.popitem()
         del self._rows[rows:], self._choices[choices:], self._unsignalled[unsignalled:]
+
+
+class SilentProgram(Silent):
+    """Stands in for a program's recorder where the record is known already."""
+
+    def mark(self) -> Mark:
+        return 0, {}, {}, 0, 0
+
+    def rewind(self, mark: Mark) -> None:
+        pass
 
 
 def add_crossings(blocks: list[ProgramBlock], recorders: dict[int, ProgramRecorder]) -> None:

@@ -49,7 +49,7 @@ _COMPARE: dict[str, Callable[[Any, Any], Any]] = {
     "eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal,
 }  # fmt: skip
 _UNSIGNED_COMPARE = {"lo": "lt", "ls": "le", "hi": "gt", "hs": "ge"}
-KNOWN = "mov, cvt, selp, setp, prmt, lop3, shifts, arithmetic, each also under a predicate"
+KNOWN = "mov, cvt, selp, setp, prmt, lop3, bfe, bfi, dp4a, shifts, arithmetic, each also under a predicate"
 """For messages."""
 
 
@@ -153,6 +153,44 @@ def _upper_half(x: Any, y: Any) -> Any:
     return (x.astype(wide) * y.astype(wide)) >> wide(8 * x.dtype.itemsize)
 
 
+def _funnel(low: Bits, high: Bits, by: Bits, left: bool, wraps: bool) -> Bits:
+    """A word out of two that are shifted as one: the upper one where it goes left, else the lower one."""
+    by = by & np.uint64(31) if wraps else np.minimum(by, np.uint64(32))
+    word = np.uint64(0xFFFFFFFF)
+    both = (low & word) | (high << np.uint64(32))
+    return (((both << by) >> np.uint64(32)) if left else (both >> by)) & word
+
+
+def _field(x: Bits, start: Bits, size: Bits, signed: bool) -> Bits:
+    """Some bits of a word. Where they reach beyond it, it counts as extended by its sign, or by zeros."""
+    start, size = (np.minimum(n & np.uint64(255), np.uint64(32)).astype(np.int64) for n in (start, size))
+    word = (x & np.uint64(0xFFFFFFFF)).astype(np.int64)
+    if signed:
+        word = np.where(word >> 31 != 0, word - (1 << 32), word)
+    part = (word >> start) & ((np.int64(1) << size) - 1)
+    if signed:
+        top = np.minimum(start + size - 1, 31)
+        part = np.where((size > 0) & ((word >> top) & 1 != 0), part - (np.int64(1) << size), part)
+    return part.astype(np.uint64) & np.uint64(0xFFFFFFFF)
+
+
+def _with_field(part: Bits, x: Bits, start: Bits, size: Bits) -> Bits:
+    """A word with some of its bits replaced."""
+    start, size = (np.minimum(n & np.uint64(255), np.uint64(32)) for n in (start, size))
+    word = np.uint64(0xFFFFFFFF)
+    where = (((np.uint64(1) << size) - np.uint64(1)) << start) & word
+    return (x & ~where & word) | ((part << start) & where)
+
+
+def _dot_of_bytes(x: Bits, y: Bits, z: Bits, first: str, second: str) -> Bits:
+    """Four products of bytes, added to a word. The types are ``u32`` or ``s32``, as of the bytes."""
+    total = _as(z, second if second == first else "s32").astype(np.int64)
+    for i in range(4):
+        a, b = (_as((w >> np.uint64(8 * i)) & np.uint64(255), f"{k[0]}8") for w, k in ((x, first), (y, second)))
+        total = total + a.astype(np.int64) * b.astype(np.int64)
+    return total.astype(np.uint64) & np.uint64(0xFFFFFFFF)
+
+
 def _byte_permute(a: Bits, b: Bits, selector: Bits) -> Bits:
     both = (a & np.uint64(0xFFFFFFFF)) | (b << np.uint64(32))
     out = np.zeros_like(both)
@@ -216,6 +254,11 @@ def _instruction(opcode: str) -> Callable[..., Bits] | None:
         double = f"{kind[0]}{2 * int(kind[1:])}"
         wide = np.int64 if kind[0] == "s" else np.uint64
         return lambda x, y: _bits(_as(x, kind).astype(wide) * _as(y, kind).astype(wide), double)
+    if name == "shf" and kind == "b32" and how in ({"l", "wrap"}, {"l", "clamp"}, {"r", "wrap"}, {"r", "clamp"}):
+        return lambda low, high, by: _funnel(low, high, by, "l" in how, "wrap" in how)
+    if name in ("min", "max") and kind in _FLOAT and {"xorsign", "abs"} <= how <= {"xorsign", "abs", "NaN", "ftz"}:
+        pick = {"min": (np.fmin, np.minimum), "max": (np.fmax, np.maximum)}[name]["NaN" in how]
+        return _by_lane(lambda x, y: np.copysign(pick(abs(x), abs(y)), _sign(x) * _sign(y)), kind, lanes)
     if not how <= _MODIFIERS:
         return None
     if name == "mov":
@@ -238,6 +281,12 @@ def _instruction(opcode: str) -> Callable[..., Bits] | None:
         return _byte_permute
     if name == "lop3":
         return _lookup
+    if name == "bfe" and kind in ("u32", "s32") and not how:
+        return lambda x, start, size: _field(x, start, size, kind == "s32")
+    if name == "bfi" and kind == "b32" and not how:
+        return _with_field
+    if name == "dp4a" and len(types) == 2 and not how:
+        return lambda x, y, z: _dot_of_bytes(x, y, z, types[0][0], types[1][0])
     if name in ("shl", "shr") and lanes == 1:
         last = int(kind[1:]) - 1
         shift = np.left_shift if name == "shl" else np.right_shift
@@ -268,16 +317,21 @@ def _instruction(opcode: str) -> Callable[..., Bits] | None:
     if numbers is None:
         return None
     fn = numbers
+    return _by_lane((lambda *xs: np.clip(fn(*xs), 0, 1)) if "sat" in how else fn, kind, lanes)
+
+
+def _by_lane(fn: Callable[..., Any], kind: str, lanes: int) -> Callable[..., Bits]:
+    """A function of numbers as one of registers, each of which holds so many of them."""
 
     def apply(*sources: Bits) -> Bits:
         split = [_lanes(s, kind, lanes) for s in sources]
-        made = []
-        for lane in zip(*split, strict=True):
-            x = fn(*(_as(p, kind) for p in lane))
-            made.append(_bits(np.clip(x, 0, 1) if "sat" in how else x, kind))
-        return _joined(made, kind)
+        return _joined([_bits(fn(*(_as(p, kind) for p in lane)), kind) for lane in zip(*split, strict=True)], kind)
 
     return apply
+
+
+def _sign(x: Any) -> Any:
+    return np.copysign(x.dtype.type(1), x)
 
 
 _LOGIC: dict[str, Callable[..., Bits]] = {
@@ -288,10 +342,12 @@ _LOGIC: dict[str, Callable[..., Bits]] = {
     "mov": lambda p: p,
 }
 """Of predicates."""
-_INTEGER = re.compile(r"-?(?:0[xX][0-9a-fA-F]+|\d+)U?")
+_INTEGER = re.compile(r"-?(?:0[xX][0-9a-fA-F]+|0[bB][01]+|\d+)U?")
 _RAW = re.compile(r"0[fF][0-9a-fA-F]{8}|0[dD][0-9a-fA-F]{16}")
-_SPECIAL = re.compile(r"%(?:n?tid|n?ctaid|laneid|n?warpid|n?smid|clock|globaltimer|gridid|lanemask|pm)")
-"""Registers that say where or when a GPU's thread runs, which has no counterpart here."""
+_PLACE = re.compile(r"%(?:n?ctaid\.[xyz]|n?smid|clock(?:64)?|globaltimer(?:_lo)?)\b")
+"""Registers that say where or when a program runs."""
+_SPECIAL = re.compile(r"%(?:n?tid|laneid|n?warpid|gridid|lanemask|pm|clock_hi|globaltimer_hi)")
+"""Registers of a GPU's threads, which have no counterpart here."""
 _DECIMAL = re.compile(r"[-+]?(?:\d+\.\d*|\.\d+)(?:[eE][-+]?\d+)?|[-+]?\d+[eE][-+]?\d+")
 
 
@@ -304,15 +360,19 @@ def _source(text: str, opcode: str) -> str | Bits:
     if _RAW.fullmatch(text):
         number = int(text[2:], 16)
     elif _INTEGER.fullmatch(text):
-        number = int(text.rstrip("U"), 0)
+        number = int(re.sub(r"^(-?)0(?=\d)", r"\g<1>0o", text.rstrip("U")), 0)  # a leading zero alone means octal
     else:
         return text
     return np.array([number & 0xFFFFFFFFFFFFFFFF], np.uint64)
 
 
-_ORDERING = ("griddepcontrol.wait", "griddepcontrol.launch_dependents")
-"""Instructions between launches, as Triton wrote ``gdc_wait`` before it had operations for them. Launches of a stream
-run one after the other here, so there is nothing to wait for."""
+_ORDERING = (
+    "griddepcontrol.wait", "griddepcontrol.launch_dependents", "bar.sync", "bar.warp.sync", "barrier.sync", "membar.",
+    "fence.acq_rel", "fence.sc",
+)  # fmt: skip
+"""Instructions that say what comes after what: between launches (as Triton wrote ``gdc_wait`` before it had operations
+for them), among a program's threads, and for its accesses to memory. Launches of a stream run one after the other
+here, and so do the operations of a program: there is nothing to wait for."""
 
 
 class UnknownInstruction(Exception):
@@ -325,13 +385,15 @@ class _Step:
 
     apply: Callable[..., Bits]
     targets: tuple[str, ...]
-    """Several: halves of the result, the low one first; a second one of ``setp`` gets the opposite."""
+    """Several: equal parts of the result, the low one first; a second one of ``setp`` gets the opposite."""
     sources: tuple[str | Bits | tuple[str, ...], ...]
-    """Registers, literals, and registers to be joined, the low half first."""
+    """Registers, literals, and registers to be joined, the low part first."""
     guard: str = ""
     """Predicate register under which it happens, or an empty string."""
     negated: bool = False
     opposite: bool = False
+    bits: int = 32
+    """Width of what is joined or taken apart."""
 
 
 class Program:
@@ -345,14 +407,25 @@ class Program:
         text = re.sub(r"//[^\n]*|/\*.*?\*/", "", text, flags=re.S)
         text = re.sub(r"\{([^{};]+)\}", r"<\1>", text)  # registers that are joined; what braces are left are scopes
         lines = (" ".join(line.split()) for line in re.split(r"[;{}]", text))
-        self.steps = [_read(line) for line in lines if line and not line.startswith((".reg", *_ORDERING))]
+        self.steps: list[_Step] = []
+        written: set[str] = set()
+        for line in lines:
+            if line and not line.startswith((".reg", *_ORDERING)):
+                step = _read(line)
+                read = {r for s in step.sources for r in ([s] if isinstance(s, str) else s if type(s) is tuple else ())}
+                read |= {step.guard} - {""}
+                if any(r[0] != "$" and r not in written and not _PLACE.match(r) for r in read):
+                    raise UnknownInstruction(line.replace("<", "{").replace(">", "}"))
+                written.update(step.targets)
+                self.steps.append(step)
+        self.places = sorted({s for step in self.steps for s in step.sources if isinstance(s, str) and _PLACE.match(s)})
+        """Registers it reads that say where or when it runs: ``run`` expects them to be there."""
 
     def run(self, registers: Registers) -> None:
         """Carry it out on registers, which it changes."""
-        half = np.uint64(16)
         for step in self.steps:
             given = [
-                registers[s[0]] | (registers[s[1]] << half)
+                _side_by_side([registers[r] for r in s], step.bits)
                 if isinstance(s, tuple)
                 else registers[s]
                 if isinstance(s, str)
@@ -361,9 +434,10 @@ class Program:
             ]
             with np.errstate(all="ignore"):
                 made = step.apply(*given)
-            parts = [made]
-            if len(step.targets) == 2:
-                parts = [made, made ^ np.uint64(1)] if step.opposite else [made & np.uint64(0xFFFF), made >> half]
+            if step.opposite:
+                parts = [made, made ^ np.uint64(1)]
+            else:
+                parts = _taken_apart(made, step.bits, len(step.targets))
             for target, part in zip(step.targets, parts, strict=True):
                 if step.guard:
                     holds = (registers[step.guard] != 0) != step.negated
@@ -382,7 +456,24 @@ def _read(line: str) -> _Step:
     opposite = opcode.startswith("setp.") and "|" in operands[0]
     targets = _joined_names(operands[0]) or tuple(t.strip() for t in operands[0].split("|"))
     sources = tuple(_joined_names(o) or _source(o, opcode) for o in operands[1:])
-    return _Step(fn, targets, sources, guarded[2] if guarded else "", bool(guarded and guarded[1]), opposite)
+    width = re.fullmatch(r"mov\.b(\d+)", opcode)
+    bits = int(width[1]) if width else 32
+    return _Step(fn, targets, sources, guarded[2] if guarded else "", bool(guarded and guarded[1]), opposite, bits)
+
+
+def _side_by_side(parts: list[Bits], bits: int) -> Bits:
+    """Registers as the equal parts of one of so many bits, the low one first."""
+    width = bits // len(parts)
+    out, kept = np.zeros_like(parts[0]), np.uint64(2**width - 1)
+    for i, part in enumerate(parts):
+        out = out | ((part & kept) << np.uint64(width * i))
+    return out
+
+
+def _taken_apart(x: Bits, bits: int, count: int) -> list[Bits]:
+    width = bits // count
+    kept = np.uint64(2**width - 1)
+    return [x] if count == 1 else [(x >> np.uint64(width * i)) & kept for i in range(count)]
 
 
 def _joined_names(operand: str) -> tuple[str, ...]:

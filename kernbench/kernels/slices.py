@@ -20,6 +20,17 @@ def synchronises(functions: Iterable[Function]) -> bool:
     return False
 
 
+def orders(functions: Iterable[Function]) -> bool:
+    """Whether atomics may order programs: somebody looks at what one returned."""
+    for function in functions:
+        ops = list(function.walk())
+        used = {v for op in ops for v in op.operands}
+        used |= {v for op in ops for _, handed in op.successors for v in handed}
+        if any(op.name in ATOMICS and any(r in used for r in op.results) for op in ops):
+            return True
+    return False
+
+
 def _polls(function: Function, loop: Op) -> bool:
     """Whether the end of a loop depends on memory that the kernel changes, inside the loop."""
     reads = [op for op in loop.walk() if op.name in ATOMICS or op.name == "tt.load"]
@@ -32,7 +43,7 @@ def _polls(function: Function, loop: Op) -> bool:
         return False
     if any(op.name in ATOMICS for op in reads):
         return True
-    origin, written = _origins(function), set(written_args(function))
+    origin, written = pointer_origins(function), set(written_args(function))
     return any(not (args := origin.get(op.operands[0])) or args & written for op in reads)
 
 
@@ -50,7 +61,7 @@ def _independent(function: Function, claims: list[Op]) -> bool:
     ops = list(function.walk())
     if any(op.name in ("tt.call", "tt.int_to_ptr") for op in ops):
         return False
-    origin = _origins(function)
+    origin = pointer_origins(function)
     touching = [op for op in ops if op.name in ATOMICS or op.name in ("tt.load", "tt.store")]
     for claim in claims:
         mine = origin.get(claim.operands[0], set())
@@ -67,7 +78,7 @@ _CONDITIONS = {"scf.if": 1, "scf.condition": 1, "scf.for": 3, "cf.cond_br": 1}
 def written_args(function: Function) -> tuple[int, ...]:
     """Pointer parameters that a function may write through: those that stores and atomics go to, or all where that
     is not plain to see."""
-    entry, origin = function.body.entry.args, _origins(function)
+    entry, origin = function.body.entry.args, pointer_origins(function)
     found: set[int] = set()
     for op in function.walk():
         if op.name in ("tt.call", "tt.int_to_ptr"):
@@ -77,7 +88,7 @@ def written_args(function: Function) -> tuple[int, ...]:
     return tuple(sorted(found))
 
 
-def _origins(function: Function) -> dict[Value, set[int]]:
+def pointer_origins(function: Function) -> dict[Value, set[int]]:
     """Each value -> the pointer parameters it may be made from."""
     entry = function.body.entry.args
     origin: dict[Value, set[int]] = {v: {i} for i, v in enumerate(entry) if isinstance(v.type, Pointer)}
@@ -126,6 +137,29 @@ def needed_values(function: Function, data: frozenset[Value]) -> frozenset[Value
     what atomics return where that is used, and what a store writes where that is not data anyway."""
     flow = _Flow(function)
     return _backwards(flow, flow.seeds(data))
+
+
+def deciding_args(function: Function, needed: Iterable[Value]) -> tuple[int, ...] | None:
+    """Pointer parameters whose memory, as a launch finds it, decides all of ``needed``: what those values are read from
+    and, where the function writes there itself, what it writes. None where that is not plain to see: a pointer that was
+    itself read from memory, or made from a number, may lead anywhere."""
+    flow, origin = _Flow(function), pointer_origins(function)
+    if any(op.name in ("tt.load", "tt.int_to_ptr") and any(_is_pointer(r.type) for r in op.results) for op in flow.ops):
+        return None
+    decide, args = set(needed), set[int]()
+    before = (-1, -1)
+    while before != (len(decide), len(args)):
+        before = len(decide), len(args)
+        for op in flow.ops:
+            if op.name not in ATOMICS and op.name not in ("tt.load", "tt.store"):
+                continue
+            there = origin.get(op.operands[0], set())
+            if any(r in decide for r in op.results) or (op.name != "tt.load" and args & there):
+                if not there:
+                    return None
+                args |= there
+                decide |= _backwards(flow, op.operands)
+    return tuple(sorted(args))
 
 
 def _backwards(flow: _Flow, seeds: Iterable[Value]) -> frozenset[Value]:

@@ -18,7 +18,7 @@ import numpy as np
 from kernbench.kernels import comm
 from kernbench.kernels.ops_int import itemsize
 from kernbench.kernels.plan import Compiler, Frame, element, where
-from kernbench.kernels.program_recorder import ProgramRecorder
+from kernbench.kernels.program_recorder import ProgramRecorder, SilentProgram
 from kernbench.kernels.recorder import Deps
 from kernbench.kernels.slices import ATOMICS
 from kernbench.kernels.ttir import Op, Pointer
@@ -51,7 +51,7 @@ class Spin:
 
     def begin(self, f: Frame) -> Turns | None:
         """The loop starts in a program that takes turns with others."""
-        return Turns(self, f) if f.count == 1 and isinstance(f.recorder, ProgramRecorder) else None
+        return Turns(self, f) if f.count == 1 and isinstance(f.recorder, ProgramRecorder | SilentProgram) else None
 
     def describe(self, f: Frame) -> str:
         """What the program spins on, for people."""
@@ -76,7 +76,7 @@ class Turns:
     """One run of such a loop in one program."""
 
     def __init__(self, spin: Spin, f: Frame) -> None:
-        assert isinstance(f.recorder, ProgramRecorder)
+        assert isinstance(f.recorder, ProgramRecorder | SilentProgram)
         self._spin, self._f, self._recorder = spin, f, f.recorder
         self._carried: list[Any] = []
         """By the iteration that has just run."""

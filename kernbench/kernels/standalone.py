@@ -81,7 +81,7 @@ class DeviceArray:
         self._host()[...] = np.asarray(values).astype(self.dtype.storage)
         self.allocation.wrote()
         if self.allocation.unwritten is not None:
-            self._seen_as_bytes(self.allocation.unwritten)[...] = False
+            self._seen_as_bytes(self.allocation.unwritten_map())[...] = False
         return self
 
     def zero_(self) -> DeviceArray:
@@ -141,7 +141,7 @@ class StandaloneDevice:
         kind = dtype(kind)
         allocation = self.space.alloc(int(np.prod(shape, dtype=np.int64)) * kind.itemsize, name)
         if sanitize.tracks_writes():
-            allocation.unwritten = np.ones(allocation.nbytes, np.bool_)
+            allocation.forget()
         strides = [int(np.prod(shape[i + 1 :], dtype=np.int64)) for i in range(len(shape))]
         return DeviceArray(allocation, kind, shape, strides)
 

@@ -6,6 +6,7 @@ of each it touches, and which programs of a grid store anything at all.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,21 +15,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernbench.kernels import executor
+from kernbench.kernels.endless import Endless, Formula
 from kernbench.kernels.errors import KernelError
 from kernbench.kernels.kernel import Kernel
 from kernbench.kernels.plan import Frame, Launch
 from kernbench.kernels.recorder import Recorder
-from kernbench.kernels.window import Owners, Window
+from kernbench.kernels.window import Owners, Window, window
 from kernbench.memory import INTERLEAVED, AddressSpace, Allocation
 
 SPAN = 1 << 58
 """Bytes of address space around each pointer argument."""
-PATIENCE = 20_000
-"""Memory operations before a launch counts as one that never ends."""
+PATIENCE = 6_000
+"""Memory operations before a launch counts as one that takes too long."""
 
 
-class SurveyError(KernelError):
-    """The kernel's addresses depend on values that nobody gave."""
+class TooLong(KernelError):
+    """There are more memory operations than are worth the wait."""
 
 
 @dataclass
@@ -57,14 +59,8 @@ class Survey:
     """The highest number of a program that stored anything."""
     last_load: int = -1
     """The highest number of a program that loaded anything."""
-
-
-class _Ocean(Allocation):
-    """Memory without end, whose contents nobody knows."""
-
-    @property
-    def bytes(self) -> NDArray[np.uint8]:
-        raise SurveyError(self.name)
+    elements: int = 0
+    """Elements of all blocks that were loaded and stored."""
 
 
 class _Waters(AddressSpace):
@@ -74,15 +70,16 @@ class _Waters(AddressSpace):
         super().__init__(0, "survey")
         self.owners: list[Allocation] = []
 
-    def add(self, name: str, contents: NDArray[np.uint8] | None) -> int:
-        """The address of a new pointer argument; ``contents`` are its bytes where they are known."""
+    def add(self, name: str, contents: NDArray[Any] | Formula | None) -> int:
+        """The address of a new pointer argument; ``contents`` are its elements where they are known."""
         start = (len(self.owners) + 1) * SPAN
         middle = start + SPAN // 2
-        if contents is None:
-            made: Allocation = _Ocean(start, SPAN, name, INTERLEAVED, 0, SPAN)
+        if isinstance(contents, np.ndarray):
+            raw = np.ascontiguousarray(contents).reshape(-1).view(np.uint8)
+            made = Allocation(middle, len(raw), name, INTERLEAVED, 0, len(raw))
+            made._bytes = raw
         else:
-            made = Allocation(middle, len(contents), name, INTERLEAVED, 0, len(contents))
-            made._bytes = contents
+            made = Endless(start, SPAN, name, contents)
         self.owners.append(made)
         return middle
 
@@ -107,7 +104,9 @@ class _Surveyor:
     def access(self, f: Frame, a: Any, w: Window, allocations: Owners) -> None:
         self.accesses += 1
         if self.accesses > PATIENCE:
-            raise SurveyError("a loop waits for a value in memory, or runs very long")
+            raise TooLong("a loop waits for a value in memory, or runs very long")
+        trips = 1 if w.trips is None else int(np.maximum(w.trips, 1).max())
+        self.found.elements += f.count * trips * math.prod(w.dims)
         stores = a.op.name != "tt.load"
         for members, allocation in allocations:
             part = w if members is None or len(members) == w.programs else w.select(members)
@@ -128,6 +127,10 @@ class _Surveyor:
         if stores:
             allocations.clear()  # nothing is to be marked as changed
 
+    def element(self, f: Frame, a: Any, address: int, allocation: Allocation) -> None:
+        """One element that all programs of a frame mean."""
+        self.access(f, a, window(address, None, (1,), a.itemsize), [(None, allocation)])
+
     def ended(self, program: int) -> None:
         """A program is over."""
 
@@ -136,7 +139,7 @@ def survey(
     kernel: Kernel,
     grid: tuple[int, int, int],
     args: Mapping[str, int | float | bool],
-    contents: Mapping[str, NDArray[Any]] | None = None,
+    contents: Mapping[str, NDArray[Any] | Formula] | None = None,
 ) -> Survey:
     """Run a launch for its addresses.
 
@@ -144,7 +147,8 @@ def survey(
         kernel: what to run.
         grid: programs along x, y, z.
         args: the values of the arguments that are not pointers.
-        contents: arrays behind pointers whose values decide addresses, masks or branches.
+        contents: what is behind pointers whose values decide addresses, masks or branches: an array, or the values as
+            a function of the elements' numbers.
 
     Raises:
         SurveyError: such values are missing; its text is the argument's name.
@@ -154,15 +158,13 @@ def survey(
     values: list[int | float | bool] = []
     for name, arg in zip(kernel.arg_names, kernel.function.args, strict=True):
         if kernel.is_pointer(arg):
-            known = (contents or {}).get(name)
-            raw = None if known is None else np.ascontiguousarray(known).reshape(-1).view(np.uint8)
-            values.append(waters.add(name, raw))
+            values.append(waters.add(name, (contents or {}).get(name)))
         else:
             values.append(args[name])
     prepared = executor.prepare(kernel.module, kernel.num_stages)
-    launch = Launch(kernel.name, waters, Recorder(), grid, kernel.num_stages)
+    numbers: Sequence[Any] = [convert(x) for convert, x in zip(prepared.converters, values, strict=True)]
+    launch = Launch(kernel.name, waters, Recorder(), grid, kernel.num_stages, arguments=numbers)
     surveyor = launch.watch = _Surveyor(waters, grid)
-    numbers: Sequence[Any] = [executor._argument(a.type, x) for a, x in zip(prepared.args, values, strict=True)]
     order = np.arange(grid[0] * grid[1] * grid[2], dtype=np.int64)
     executor._run(prepared, launch, numbers, order, 1 if prepared.serial else prepared.chunk(False), False)
     return surveyor.found

@@ -1,9 +1,9 @@
 """Launches that repeat: what one did that depends on its grid and arguments alone, kept for the next.
 
-Most kernels decide what they touch from program ids, sizes and strides, never from what they read. Two launches of such
-a kernel with the same grid, the same numbers and pointers into allocations of the same place and size leave the same
-record, and use the same addresses and masks. One writes those on a tape; later ones read them back and compute only the
-values that depend on memory.
+Most kernels decide what they touch from program ids, sizes and strides; some from tensors that they only read: lengths,
+tables of blocks, indices. Two launches of such a kernel with the same grid, the same numbers, the same bytes in those
+tensors and pointers into allocations of the same place and size leave the same record, and use the same addresses and
+masks. One writes those on a tape; later ones read them back and compute only the values that depend on other memory.
 """
 
 from __future__ import annotations
@@ -12,16 +12,20 @@ from collections import OrderedDict
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import ref
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kernbench.kernels.values import AxisSum, Mask
 from kernbench.kernels.window import Owners, Window
 from kernbench.memory import AddressSpace, Allocation
 from kernbench.sim_engine.oplog import ProgramBlock
 
-MOST_BYTES = 8 << 20
+MOST_BYTES = 32 << 20
 """Bytes that the tapes of one kernel may hold together."""
+_ITEM = 100
+"""Bytes that an item takes besides its arrays, about."""
 MOST_KEYS = 256
 """Launches of one kernel that are remembered."""
 
@@ -51,11 +55,27 @@ class Tape:
         """Base and bytes of each allocation touched."""
         self.nbytes = 0
         """Bytes of the addresses and masks."""
+        self.unwritten: dict[int, ref[NDArray[np.bool_]]] = {}
+        """Base of an allocation -> the map of unwritten bytes with which a checked launch ended well: of those that it
+        reads or writes, none is left."""
+        self.fills: set[int] = set()
+        """Bases of allocations of which the launch writes every byte and reads none."""
         self._numbers: dict[int, int] = {}
 
     def begin(self, count: int, pids: tuple[Any, Any, Any]) -> None:
         """Start a chunk of ``count`` programs."""
         self.chunks.append(Chunk(count, pids))
+
+    def of_program(self, pids: tuple[Any, Any, Any]) -> Tape:
+        """A chunk for one of several programs that take turns, as a tape of its own that this one shares."""
+        self.begin(1, pids)
+        part = Tape(self.key)
+        part.chunks, part.places, part._numbers = self.chunks[-1:], self.places, self._numbers
+        return part
+
+    def is_too_large(self) -> bool:
+        """Whether it can be thrown away: nobody will keep it."""
+        return self.nbytes > MOST_BYTES
 
     def keep(self, what: Any, allocations: Owners) -> None:
         """Write down an access."""
@@ -66,7 +86,7 @@ class Tape:
                 self.places.append((allocation.base, allocation.nbytes))
             owned.append((members, number))
         self.chunks[-1].items.append((what, owned))
-        self.nbytes += _nbytes(what)
+        self.nbytes += _ITEM + _nbytes(what)
 
     def reserve(self) -> int:
         """A place for the values of a block that is about to run."""
@@ -77,7 +97,7 @@ class Tape:
     def fill(self, place: int, values: list[Any]) -> None:
         """Write down what the block computed."""
         self.chunks[-1].items[place] = (values, [])
-        self.nbytes += _nbytes(values)
+        self.nbytes += _ITEM + _nbytes(values)
 
 
 class Reader:
@@ -86,12 +106,20 @@ class Reader:
     def __init__(self, tape: Tape, allocations: list[Allocation]) -> None:
         self.tape, self._allocations = tape, allocations
         self._items: Iterator[Item] = iter(())
+        self.latest: Any = None
+        """Where the access before was."""
 
     def chunks(self) -> Iterator[Chunk]:
         """Read chunk by chunk."""
         for chunk in self.tape.chunks:
             self._items = iter(chunk.items)
             yield chunk
+
+    def of_program(self, number: int) -> Reader:
+        """For one of several programs that take turns: reads its chunk."""
+        part = Reader(self.tape, self._allocations)
+        part._items = iter(self.tape.chunks[number].items)
+        return part
 
     def values(self) -> list[Any]:
         """What the next block computed."""
@@ -100,9 +128,9 @@ class Reader:
 
     def next(self) -> tuple[Any, Owners]:
         """The next access, with this launch's allocations."""
-        what, owned = next(self._items)
+        self.latest, owned = next(self._items)
         allocations = self._allocations
-        return what, [(members, allocations[number]) for members, number in owned]
+        return self.latest, [(members, allocations[number]) for members, number in owned]
 
 
 class Tapes:
@@ -138,7 +166,7 @@ class Tapes:
 
     def add(self, tape: Tape, blocks: list[ProgramBlock]) -> None:
         """Keep a tape that was written by the launch that left these blocks, unless it is too large."""
-        if tape.nbytes <= MOST_BYTES:
+        if not tape.is_too_large():
             tape.blocks = blocks
             self._put(tape.key, tape)
 

@@ -8,7 +8,7 @@ same address.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -57,6 +57,8 @@ class Message:
     kind: str
     """The type, as TTIR writes it."""
     token: Token
+    known: Any = None
+    """What its sender knew to be done, where races are looked for."""
 
 
 @dataclass(eq=False, slots=True)
@@ -67,6 +69,8 @@ class Box:
     freed: deque[Token] = field(default_factory=deque)
     """Rows that emptied a slot which nobody has filled since."""
     sent: int = 0
+    kernel: str = ""
+    """The sender's."""
 
 
 @dataclass(eq=False, slots=True)
@@ -81,6 +85,8 @@ class Gathering:
     """Member -> the recorder of its first program, the kind of row, and the rows that it has to wait for anyway."""
     release: dict[int, Token] = field(default_factory=dict)
     """Member -> the row of its first program that says that all have come."""
+    known: list[Any] = field(default_factory=list)
+    """What each that has come knew to be done, where races are looked for."""
 
 
 class Team:
@@ -97,6 +103,13 @@ class Team:
         """By turn, and member and program of the sender and of the receiver."""
         self._gatherings: dict[tuple[Any, ...], Gathering] = {}
         self._turns: dict[int, int] = {}
+        self._absent: set[tuple[int, int]] = set()
+        """(turn, member) of launches without any programs."""
+        self._over: set[tuple[int, int]] = set()
+        """(turn, member) of launches that have ended."""
+        self.history: Any = None
+        """What has happened in the members' memory, where races are looked for:
+        :class:`kernbench.kernels.sanitize.team_races.History`."""
 
     @property
     def size(self) -> int:
@@ -115,22 +128,78 @@ class Team:
     def join(self, device: Device, grid: tuple[int, int, int]) -> Party:
         """A launch of a communicating kernel."""
         member, number = device.member, self.next_number(device.member)
+        turn = self._take_turn(member)
+        return Party(self, member, number, turn, grid[0] * grid[1] * grid[2], device.target.pes, device.stream)
+
+    def pass_turn(self, member: int) -> None:
+        """A launch of a communicating kernel with an empty grid: nobody has to wait for its programs.
+
+        Raises:
+            KernelFault: another member has sent a message to one of them.
+        """
+        turn = self._take_turn(member)
+        self._absent.add((turn, member))
+        self.end(turn, member)
+
+    def _take_turn(self, member: int) -> int:
         turn = self._turns[member] = self._turns.get(member, -1) + 1
         oldest = min(self._turns.get(m, -1) for m in range(self.size))
         self.boxes = {key: box for key, box in self.boxes.items() if key[0] >= oldest}
         self._gatherings = {key: g for key, g in self._gatherings.items() if key[0] >= oldest}
-        return Party(self, member, number, turn, grid[0] * grid[1] * grid[2], device.target.pes, device.stream)
+        self._absent = {key for key in self._absent if key[0] >= oldest}
+        self._over = {key for key in self._over if key[0] >= oldest}
+        return turn
+
+    def absent(self, turn: int) -> int:
+        """How many members take this turn without any programs."""
+        return sum(1 for t, _ in self._absent if t == turn)
+
+    def end(self, turn: int, member: int) -> None:
+        """A member's launch is over.
+
+        Raises:
+            KernelFault: of messages to or from its programs, some will never be received.
+        """
+        self._over.add((turn, member))
+        over = {m for t, m in self._over if t == turn}
+        lost = [k for k in self.unreceived() if k[0] == turn and member in (k[1], k[3]) and {k[1], k[3]} <= over]
+        if lost:
+            raise self.lost(lost)
+
+    def unreceived(self) -> list[tuple[int, int, int, int, int]]:
+        """Keys of the boxes with messages that nobody has taken."""
+        return sorted(key for key, box in self.boxes.items() if box.messages)
+
+    def lost(self, keys: Sequence[tuple[int, int, int, int, int]]) -> KernelFault:
+        """The error for messages that will never be taken."""
+        _, member, sender, other, receiver = keys[0]
+        of = [f" of rank {m}" if self.size > 1 else "" for m in (member, other)]
+        more = f", and {len(keys) - 1} more pairs of programs likewise" if len(keys) > 1 else ""
+        return KernelFault(
+            f"kernel '{self.boxes[keys[0]].kernel}': program {sender}{of[0]} sent program {receiver}{of[1]} a message "
+            f"that it never received{more}. Let every send have its recv, in the launch of the receiver's rank with "
+            "the same place among its launches that communicate"
+        )
 
     @contextmanager
     def aside(self) -> Iterator[None]:
         """Launches in the block do not get into the record: they take none of the turns by which members' launches
         belong together, and meet nobody."""
-        kept = self.boxes, self._gatherings, self._turns
-        self.boxes, self._gatherings, self._turns = {}, {}, {}
+        names = ("boxes", "_gatherings", "_turns", "_absent", "_over", "history")
+        kept = [getattr(self, name) for name in names]
+        self.boxes, self._gatherings, self._turns, self._absent, self._over, self.history = (
+            {},
+            {},
+            {},
+            set(),
+            set(),
+            None,
+        )
         try:
             yield
         finally:
-            self.boxes, self._gatherings, self._turns = kept
+            for name, value in zip(names, kept, strict=True):
+                setattr(self, name, value)
 
     def carry_out(self, member: int, crew: Crew) -> None:
         """Run a crew to its end.
@@ -203,13 +272,15 @@ class Party:
     def pe(self, program: int) -> int:
         return program % self.pes
 
-    def signal(self, allocation: Any, offset: int, value: Any, before: Any, adds: bool, token: Token) -> None:
-        """Remember that a word has been changed by the program whose row is ``token``."""
-        signalled(real(allocation), offset, Write(value, adds, token, self.stream), before)
+    def signal(
+        self, allocation: Any, offset: int, value: Any, before: Any, adds: bool, token: Token, known: Any = None
+    ) -> None:
+        """Remember that a word has been changed by the program whose row is ``token``. ``known``: what it knew then."""
+        signalled(real(allocation), offset, Write(value, adds, token, self.stream, known), before)
 
-    def awaited(self, allocation: Any, offset: int, found: Any, holds: Callable[[Any], bool]) -> tuple[Token, ...]:
+    def awaited(self, allocation: Any, offset: int, found: Any, compare: str, bound: Any) -> list[Write]:
         """See :func:`satisfied_by`."""
-        return satisfied_by(real(allocation), offset, found, holds)
+        return satisfied_by(real(allocation), offset, found, compare, bound)
 
     def box(self, sender: tuple[int, int], receiver: tuple[int, int]) -> Box:
         """Between two programs, each (member, program)."""
@@ -220,14 +291,6 @@ class Party:
         met = self.barriers.setdefault(program, {})
         met[scope] = met.get(scope, -1) + 1
         return self.team.gathering((self.turn, scope, self.member if scope == "rank" else -1, met[scope]))
-
-    def unreceived(self) -> list[tuple[int, int]]:
-        """(sender, receiver) of messages between programs of this launch that nobody took."""
-        return sorted(
-            (sender, receiver)
-            for (turn, start, sender, end, receiver), box in self.team.boxes.items()
-            if turn == self.turn and start == end == self.member and box.messages
-        )
 
 
 class TeamSpace:
@@ -285,12 +348,6 @@ def complete(record: KernelRecord, party: Party) -> None:
     Raises:
         KernelFault: a program sent what no other received.
     """
-    if lost := party.unreceived():
-        sender, receiver = lost[0]
-        raise KernelFault(
-            f"kernel '{record.name}': program {sender} sent program {receiver} a message that it never received"
-            f"{f', and {len(lost) - 1} more pairs of programs likewise' if len(lost) > 1 else ''}. Let every send have "
-            "its recv"
-        )
+    party.team.end(party.turn, party.member)
     record.number = party.number
     split_addresses(record.blocks, party)

@@ -193,9 +193,9 @@ def check(module: Module) -> None:
     Raises:
         KernelError: it cannot; the message names the operation, its source line, and what to do.
     """
-    from kernbench.kernels import comm, descriptors, executor
+    from kernbench.kernels import comm, descriptors, executor, polls
 
-    executor.check(comm.lower(descriptors.lower(module)))
+    executor.check(comm.lower(polls.lower(descriptors.lower(module))))
 
 
 @lru_cache(maxsize=4096)

@@ -68,9 +68,9 @@ def _literal(text: str, elem: Scalar) -> int | float:
             return float(np.array(bits, unsigned).view(real))
         import ml_dtypes
 
-        narrow = {"bf16": ml_dtypes.bfloat16, "f8E4M3FN": ml_dtypes.float8_e4m3fn, "f8E5M2": ml_dtypes.float8_e5m2}
+        name = "bfloat16" if elem.name == "bf16" else f"float8_{elem.name.removeprefix('f8').lower()}"
         unsigned = "u2" if elem.name == "bf16" else "u1"
-        return float(np.array(bits, unsigned).view(narrow[elem.name]).astype(np.float32))
+        return float(np.array(bits, unsigned).view(getattr(ml_dtypes, name)).astype(np.float32))
     return _number(text)
 
 

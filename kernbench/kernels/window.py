@@ -48,10 +48,18 @@ class Window:
     """Whether some program's elements lie in several allocations."""
     _masked: bool | None = field(default=None, init=False, repr=False)
     _tiles: tuple[int, Tiles] | None = field(default=None, init=False, repr=False)
+    _strides: tuple[int, tuple[int, ...]] | bool | None = field(default=None, init=False, repr=False)
 
     @property
     def programs(self) -> int:
         return len(self.base)
+
+    @property
+    def is_row(self) -> bool:
+        """Whether each program's elements lie side by side, those that the mask leaves too."""
+        if self.rest is not None or len(self.dims) != 1:
+            return False
+        return self.dims == (1,) or (isinstance(self.terms[0], int) and self.terms[0] == self.itemsize)
 
     def active(self) -> Bools:
         """bool[P]: programs with an element left by the mask."""
@@ -129,6 +137,17 @@ class Window:
         index = np.arange(self.dims[d])
         return (index >= self.lo[:, d, None]) & (index < self.hi[:, d, None])
 
+    def kept(self) -> Bools:
+        """bool[P or 1, *dims]: which elements the mask leaves."""
+        if not self.masked():
+            return np.ones((1, *self.dims), np.bool_)
+        keep = np.ones((1,) * (len(self.dims) + 1), np.bool_) if self.rest is None else self.rest
+        for d, n in enumerate(self.dims):
+            column = [1] * len(self.dims)
+            column[d] = n
+            keep = keep & self.inside(d).reshape((-1, *column))
+        return keep
+
     def lanes(self) -> tuple[Ints, Bools]:
         """Every element's address and whether the mask leaves it, both [P, *dims]."""
         return self.tiles(0).addresses()
@@ -141,6 +160,25 @@ class Window:
             made = Tiles(self.dims, self.base - origin, offsets, contiguous, self.lo, self.hi, self.rest)
             self._tiles = origin, made
         return self._tiles[1]
+
+    def strided(self) -> tuple[int, tuple[int, ...]] | None:
+        """Where the mask leaves everything and elements lie in the order of programs and of axes, none twice: the
+        address of the first, and the byte strides of all, [P, *dims]. None else."""
+        if self._strides is None:
+            self._strides = self._even() or False
+        return self._strides or None  # type: ignore[return-value]
+
+    def _even(self) -> tuple[int, tuple[int, ...]] | None:
+        step = int(self.base[1] - self.base[0]) if self.programs > 1 else 0
+        if self.masked() or self.trips is not None or (np.diff(self.base) != step).any():
+            return None
+        strides, reach = [], self.itemsize
+        for term, n in zip(reversed((step, *self.terms)), reversed((self.programs, *self.dims)), strict=True):
+            if not isinstance(term, int) or (n > 1 and (term < reach or term % self.itemsize)):
+                return None
+            strides.append(term if n > 1 else reach)
+            reach += strides[-1] * (n - 1)
+        return int(self.base[0]), tuple(reversed(strides))
 
     def select(self, index: Index) -> Window:
         """The window of some programs; programs may repeat."""
@@ -169,7 +207,7 @@ class Window:
 
     def shift(self, by: Ints) -> None:
         """Move each program's elements by some bytes, int64[P]."""
-        self.base, self._tiles = self.base + by, None
+        self.base, self._tiles, self._strides = self.base + by, None, None
 
     def scatter(self, address: Ints) -> None:
         """Give every element an address of its own, int64[P, *dims]."""
@@ -178,7 +216,7 @@ class Window:
         self.block, self.dims = self.block or self.dims, flat[1:]
         self.base, self.terms = np.zeros(self.programs, np.int64), (address.reshape(flat),)
         self.lo, self.rest = np.zeros((self.programs, 1), np.int64), where.reshape(flat)
-        self.hi, self._tiles = self.lo + flat[1], None
+        self.hi, self._tiles, self._strides = self.lo + flat[1], None, None
 
 
 def window(pointer: Any, mask: Any, dims: tuple[int, ...], itemsize: int, trips: Ints | None = None) -> Window:

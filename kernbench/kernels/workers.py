@@ -21,7 +21,7 @@ SMALL = 1 << 22
 
 @cache
 def _blas() -> ThreadpoolController:
-    return ThreadpoolController()
+    return ThreadpoolController().select(user_api="blas")
 
 
 @cache
@@ -44,9 +44,25 @@ def useful(work: int) -> int:
     return max(1, min(_cores(), work // SMALL))
 
 
+class _OneThread:
+    """Holds BLAS libraries to one thread. threadpoolctl's own context asks every library of the process for all it
+    knows, which takes longer than the products of a small launch."""
+
+    def __enter__(self) -> None:
+        self._before = [(library, library.get_num_threads()) for library in _blas().lib_controllers]
+        for library, threads in self._before:
+            if threads != 1:
+                library.set_num_threads(1)
+
+    def __exit__(self, *_: object) -> None:
+        for library, threads in self._before:
+            if threads != 1:
+                library.set_num_threads(threads)
+
+
 def single_threaded_blas() -> AbstractContextManager[object]:
     """A context in which a call of BLAS stays on its thread."""
-    return _blas().limit(limits=1, user_api="blas")
+    return _OneThread()
 
 
 def run(tasks: Sequence[Callable[[], None]], work: int) -> None:

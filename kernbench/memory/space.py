@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from kernbench.memory.placement import INTERLEAVED, Placement
@@ -45,9 +46,10 @@ class Allocation:
     """The same as ranges, in order and apart from each other, while there is no map: it would take as much memory as
     the bytes themselves."""
     unwritten: NDArray[np.bool_] | None = None
-    """bool[nbytes] marking bytes that nothing ever wrote; None where nobody keeps track."""
+    """bool[nbytes] marking bytes that nothing ever wrote, read only; None where nobody keeps track, or none is left."""
     carriers: dict[str, tuple[int, NDArray]] = field(default_factory=dict)
     """Values cast to their carrier type: dtype name -> (version, flat array)."""
+    _digest: tuple[int, int] | None = None
 
     @property
     def end(self) -> int:
@@ -60,10 +62,38 @@ class Allocation:
             self._bytes = np.zeros(self.nbytes, np.uint8)
         return self._bytes
 
+    def describe(self, address: int, nbytes: int) -> str:
+        """A sentence on where a range that does not lie in it lies."""
+        where, me = f"bytes {address:#x}..{address + nbytes:#x}", f"'{self.name}' ({self.nbytes} bytes)"
+        if address >= self.end:
+            return f"{where} lie {address - self.end} bytes past the end of {me}"
+        if address + nbytes <= self.base:
+            return f"{where} lie {self.base - address} bytes before the start of {me}"
+        if address < self.base:
+            return f"{where} start {self.base - address} bytes before {me}"
+        return f"{where} start in {me} and end {address + nbytes - self.end} bytes past it"
+
+    def digest(self) -> int:
+        """A 128-bit digest (XXH3) of the bytes, worked out again after writes only."""
+        if self._digest is None or self._digest[0] != self.version:
+            self._digest = self.version, xxhash.xxh3_128_intdigest(memoryview(self.bytes))
+        return self._digest[1]
+
     def wrote(self) -> None:
         """Declare that bytes changed, which invalidates cached casts."""
         self.version += 1
         self.carriers.clear()
+
+    def forget(self) -> None:
+        """Keep track of who writes, from now on: nobody has written any byte. Takes no memory."""
+        self.unwritten = np.broadcast_to(np.True_, (self.nbytes,))
+
+    def unwritten_map(self) -> NDArray[np.bool_]:
+        """The writable map behind :attr:`unwritten`, made on first use."""
+        assert self.unwritten is not None
+        if not self.unwritten.flags.writeable:
+            self.unwritten = np.ones(self.nbytes, np.bool_)
+        return self.unwritten
 
     @property
     def invalid(self) -> NDArray[np.bool_] | None:
@@ -221,13 +251,11 @@ class AddressSpace:
         where = f"bytes {address:#x}..{address + nbytes:#x}"
         found = self.find(address)
         if found is not None:
-            past = address + nbytes - found.end
-            return f"{where} start in '{found.name}' ({found.nbytes} bytes) and end {past} bytes past it"
+            return found.describe(address, nbytes)
         at = bisect_right(self._bases, address) - 1
         if at < 0:
             return f"{where} lie in no allocation"
-        below = self._live[self._bases[at]]
-        return f"{where} lie {address - below.end} bytes past the end of '{below.name}' ({below.nbytes} bytes)"
+        return self._live[self._bases[at]].describe(address, nbytes)
 
     def allocations(self) -> list[Allocation]:
         """Live allocations by address."""

@@ -126,7 +126,7 @@ class Assembly:
         paths = np.concatenate(self.machine.pe_paths(rank))
         if ops.crossings is not None:
             paths = np.concatenate([paths, ops.crossings.paths])
-            self._progress.launches[rank, ops.crossings.number] = self._progress.ops, ops.crossings
+            self._progress.launches[rank, ops.crossings.number] = self._progress.ops, ops.crossings.published
         self._pieces.append((ops, np.array(queues, np.int32), paths, host))
         self._progress.ops += ops.count
         self._progress.streams[rank, stream] = self._progress.ops - 1

@@ -14,6 +14,40 @@ from kernbench.sim_engine.bound import FIXED, Int32s, Int64s
 from kernbench.sim_engine.oplog import Access, KernelRecord, OpKind, Placed, Row
 
 _ROW_BITS = 24
+SPUN = frozenset({"load", "atomic"})
+"""Rows that look at memory in a loop written by hand. Where a PE has several programs, these do not wait for a later
+one: it may come after them in the queues of the same PE."""
+
+
+@dataclass(slots=True)
+class Published:
+    """What others can wait for in one launch.
+
+    Attributes:
+        key: int64[M] ascending, program and row.
+        op: int32[M], counted from the launch's first.
+    """
+
+    key: Int64s
+    op: Int32s
+
+    def find(self, program: Int64s, row: Int64s) -> Int64s:
+        """int64[N]: the ops that tokens name.
+
+        Raises:
+            ValueError: the launch has no such row for others to wait for.
+        """
+        key = program << _ROW_BITS | row
+        at = np.searchsorted(self.key, key)
+        known = np.append(self.key, -1)[at] == key
+        if not known.all():
+            missing = int(np.argmin(known))
+            raise ValueError(
+                f"a record waits for row {row[missing]} of program {program[missing]} of a launch that has "
+                f"{len(self.key)} rows to wait for, and that is none of them: the record has been changed or mixed up "
+                "with another"
+            )
+        return self.op[at].astype(np.int64)
 
 
 @dataclass(slots=True)
@@ -24,19 +58,14 @@ class Crossings:
         number: the launch's, as tokens have it.
         paths: int32[E], paths that its ops take besides those of its PEs to and from their own HBM.
         op, token: int32[K] and int64[K, 4]: op of this launch, and the token it waits for.
-        key, published: int64[M] ascending and int32[M]: program and row of what others can wait for, and its op.
+        published: what others can wait for.
     """
 
     number: int
     paths: Int32s
     op: Int32s
     token: Int64s
-    key: Int64s
-    published: Int32s
-
-    def find(self, program: Int64s, row: Int64s) -> Int64s:
-        """int64[N]: the ops, counted from the launch's first, that tokens name."""
-        return self.published[np.searchsorted(self.key, program << _ROW_BITS | row)].astype(np.int64)
+    published: Published
 
 
 def needs(record: KernelRecord) -> set[tuple[int, int]]:
@@ -44,7 +73,12 @@ def needs(record: KernelRecord) -> set[tuple[int, int]]:
     tokens = [row.awaits.tokens[:, :2] for block in record.blocks for row in block.rows if row.awaits is not None]
     if not tokens:
         return set()
-    return {(int(sip), int(number)) for sip, number in np.unique(np.concatenate(tokens), axis=0)}
+    return {(int(sip), int(number)) for sip, number in np.unique(np.concatenate(tokens), axis=0) if number >= 0}
+
+
+def crosses(record: KernelRecord) -> bool:
+    """Whether its programs wait for each other, or for those of other launches."""
+    return record.number >= 0 or any(row.awaits is not None for block in record.blocks for row in block.rows)
 
 
 class Crosser:
@@ -110,14 +144,19 @@ class Crosser:
         """
         took = np.zeros(len(ops), np.int64)
         if row.kind in (OpKind.SIGNAL, OpKind.SEND, OpKind.RECEIVE):
+            if r >> _ROW_BITS:
+                raise ValueError(f"a program of kernel '{self._record.name}' has more than {1 << _ROW_BITS} rows")
             self._keys.append(programs << _ROW_BITS | r)
             self._published.append(ops)
         if row.awaits is None:
             return took
         sizes = np.diff(row.awaits.ptr)[columns]
         pick = np.repeat(row.awaits.ptr[:-1][columns] - np.cumsum(sizes) + sizes, sizes) + np.arange(sizes.sum())
-        tokens = row.awaits.tokens[pick]
-        self._ops.append(np.repeat(ops, sizes))
+        tokens, waiting = row.awaits.tokens[pick], np.repeat(ops, sizes)
+        if row.op in SPUN and self._record.programs > self._machine.pes:
+            earlier = (tokens[:, 1] == self._record.number) & (tokens[:, 2] < np.repeat(programs, sizes))
+            tokens, waiting = tokens[earlier], waiting[earlier]
+        self._ops.append(waiting)
         self._tokens.append(tokens)
         if row.op == "barrier":
             listener = pe_of_programs(np.repeat(programs, sizes), self._machine.pes)
@@ -137,6 +176,5 @@ class Crosser:
             np.array(list(self._paths), np.int32),
             np.concatenate([none, *self._ops]).astype(np.int32),
             np.concatenate([np.empty((0, 4), np.int64), *self._tokens]),
-            key[order],
-            published[order].astype(np.int32),
+            Published(key[order], published[order].astype(np.int32)),
         )

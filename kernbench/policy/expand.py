@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kernbench.policy.crossings import Crosser, Crossings
+from kernbench.policy.crossings import Crosser, Crossings, crosses
 from kernbench.policy.mapping import pe_of_programs
 from kernbench.policy.patterns import PatternBook
 from kernbench.sim_engine.bound import FIXED, Activity, Int32s, Int64s
@@ -167,7 +167,7 @@ class _Expansion:
     def __init__(
         self, record: KernelRecord, pes: int, costs: Costs, book: PatternBook, placed: Sequence[Placed], rank: int
     ) -> None:
-        self.crosser = Crosser(record, book, rank) if record.number >= 0 else None
+        self.crosser = Crosser(record, book, rank) if crosses(record) else None
         self.record, self.pes, self.costs, self.book, self.placed = record, pes, costs, book, placed
         self.blocks = [_Block(block) for block in record.blocks]
         self._number_programs()
@@ -204,6 +204,12 @@ class _Expansion:
     def run(self) -> Ops:
         for block in self.blocks:
             self._rows(block)
+        crossings = None if self.crosser is None else self.crosser.crossings()
+        if crossings is not None and self.record.number < 0:  # all inside this launch
+            awaited = crossings.published.find(crossings.token[:, 2], crossings.token[:, 3])
+            order = np.argsort(crossings.op, kind="stable")
+            self.deps.add_many(crossings.op[order].astype(np.int64), awaited[order])
+            crossings = None
         self._programs()
         ptr, deps = self.deps.build()
         used = np.bincount(self.queue, minlength=1) > 0
@@ -211,7 +217,7 @@ class _Expansion:
         return Ops(
             queue, np.flatnonzero(used), self.pattern, self.path, self.duration, ptr, deps, self.kind,
             self.line, self.bytes, self.flops, self.record.programs,
-            None if self.crosser is None else self.crosser.crossings(),
+            crossings,
         )  # fmt: skip
 
     def _rows(self, block: _Block) -> None:

@@ -51,6 +51,10 @@ class Call:
     observed: bool = False
     """The rank has waited for it."""
     meeting: Meeting | None = None
+    known: Any = None
+    """What the rank knew to be done when it came, where races are looked for."""
+    before: list[Any] = field(default_factory=list)
+    """What those knew whose parts come before the end of its own."""
 
     @property
     def elements(self) -> int:
@@ -66,6 +70,15 @@ class Call:
         """What has to be alike on all ranks."""
         what = "message" if self.schedule.collective == "send" else self.name
         return what, self.elements, self.dtype.name, self.op, self.root
+
+    def comes_after(self, other: Call) -> bool:
+        """Whether this rank's part ends only once another's has begun."""
+        what = self.schedule.collective
+        if what in ("broadcast", "scatter"):
+            return other.rank.index == self.root
+        if what in ("reduce", "gather"):
+            return self.rank.index == self.root
+        return what != "send" or bool(other.inputs)
 
     def __str__(self) -> str:
         sized = self.inputs or self.outputs
@@ -99,6 +112,7 @@ class Meeting:
 
     def arrive(self, call: Call) -> None:
         self.calls[call.rank.index] = call
+        call.known = call.rank.world.team.knows(call.rank)
         if len(self.calls) < len(self.members):
             return
         calls = [self.calls[rank] for rank in self.members]
@@ -112,6 +126,8 @@ class Meeting:
                     call.command.done = ()  # in the record it does nothing
         else:
             self._carry_out(calls)
+            for call in calls:
+                call.before = [other.known for other in calls if call.comes_after(other)]
             self.calls = {}  # they hold memory, which now dies with the last tensor and handle on it
         self.complete = True
         for rank in self._waiting:
@@ -158,6 +174,7 @@ class Work:
         if call.ended is not None and call.rank.is_running():
             call.sip.wait_event(call.sip.current, *call.ended)
         if first:
+            call.rank.world.team.learns(call.rank, call.before)
             for action in call.after:
                 action()
         return True

@@ -29,6 +29,16 @@ def of_kernel(record: KernelRecord) -> Iterator[tuple[bool, Int64s, Int64s, tupl
                 yield row.kind != OpKind.READ, start[touched], end[touched], record.lines[row.line]
 
 
+def reaches(record: KernelRecord) -> Iterator[Int64s]:
+    """For every DMA row of the record, where each program's bytes end; in whose memory, it does not say."""
+    for block in record.blocks:
+        for row in block.rows:
+            if row.source is not None and row.access is not None:
+                yield row.source + math.prod(row.access.counts)
+            if row.access is not None:
+                yield _span(block, row, row.access)[1]
+
+
 def _span(block: ProgramBlock, row: Row, access: Access) -> tuple[Int64s, Int64s]:
     if access.run_ptr is not None and access.run_addr is not None and access.run_bytes is not None:
         return _of_runs(access.run_ptr, access.run_addr, access.run_addr + access.run_bytes)

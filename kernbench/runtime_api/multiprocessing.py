@@ -116,8 +116,10 @@ class SpawnContext:
             raise _exception({rank: error for rank, error in sorted(errors.items()) if error is not None})
 
     def _left_undone(self) -> dict[int, BaseException | None]:
-        """Asynchronous collectives that went wrong and that nobody waited for."""
+        """Asynchronous collectives that went wrong and that nobody waited for, and messages between programs."""
         errors: dict[int, BaseException | None] = {}
+        if lost := self.world.team.unreceived():
+            errors[lost[0][1]] = self.world.team.lost(lost)
         for _, meeting in sorted(self.world.open.items()):
             who = ", ".join(map(str, meeting.missing()))
             for rank, call in meeting.calls.items():

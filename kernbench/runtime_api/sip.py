@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from kernbench.kernels.team import symmetric
 from kernbench.memory import INTERLEAVED, AddressSpace, Allocation
-from kernbench.runtime_api import footprint
+from kernbench.runtime_api import cooperation, footprint
 from kernbench.runtime_api.stream import Clock, Flight, Flights, StreamState, merge
 from kernbench.runtime_api.where import user_line
 from kernbench.sim_engine.oplog import Command, EventRecord, EventWait, HostSync, Placed
@@ -110,6 +111,8 @@ class Sip:
         """Raise InFlightError if the current stream may not read, or write, a tensor of this SIP yet."""
         if self.flights:
             self.flights.check(*tensor._range(), writes, (self.current.clock, self.host_clock))
+        if symmetric:
+            cooperation.touch(self.ctx, tensor, writes)
 
     def touch_by_kernel(self, record: KernelRecord) -> None:
         """Raise InFlightError if the current stream may not yet touch what a kernel has touched."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from kernbench.kernels import sanitize
 from kernbench.memory import INTERLEAVED, Placement
 
@@ -30,7 +28,7 @@ class Storage:
         else:
             self.allocation = sip.space.alloc_at(at, nbytes, name, sip.current.number)
         if sip.ctx.enable_data and sanitize.tracks_writes():
-            self.allocation.unwritten = np.ones(nbytes, np.bool_)
+            self.allocation.forget()
 
     def __del__(self) -> None:
         allocation = getattr(self, "allocation", None)  # absent where the allocation itself failed

@@ -361,7 +361,7 @@ class Tensor(Arithmetic, Views):
             if self.is_contiguous() and self.nbytes == allocation.nbytes:
                 allocation.unwritten = None
             else:
-                self._bytes_view(allocation.unwritten)[...] = False
+                self._bytes_view(allocation.unwritten_map())[...] = False
         if self.is_contiguous():
             (allocation.mark_valid if valid else allocation.invalidate)(start, start + self.nbytes)
         elif not valid or allocation.invalid is not None:

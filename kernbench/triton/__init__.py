@@ -57,7 +57,7 @@ def impersonate(target: str | None = None, topology: Any = None, **options: Any)
         NotImplementedError: a target other than CUDA's.
     """
     from kernbench.kernels import device as devices
-    from kernbench.triton import autocast, cublas, cuda, library, random, torch_mode
+    from kernbench.triton import accelerator, autocast, cublas, cuda, legacy, library, random, threads, torch_mode
 
     backend, capability = _parse(target or target_of_environment() or DEFAULT_TARGET)
     with ExitStack() as stack:
@@ -75,10 +75,14 @@ def impersonate(target: str | None = None, topology: Any = None, **options: Any)
             context = stack.enter_context(RuntimeContext.open(topology or DEFAULT_TOPOLOGY, **options))
         stack.enter_context(_triton_believes(backend, capability))
         stack.enter_context(cuda.installed(capability))
+        stack.enter_context(accelerator.installed())
+        stack.enter_context(legacy.installed())
         stack.enter_context(cublas.installed())
         stack.enter_context(random.installed())
         stack.enter_context(autocast.installed())
-        stack.enter_context(library.installed(stack.enter_context(torch_mode.installed())))
+        mode = stack.enter_context(torch_mode.installed())
+        stack.enter_context(threads.installed(mode))
+        stack.enter_context(library.installed(mode))
         yield context
 
 

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections import OrderedDict
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
+from uuid import UUID
 
 import torch
 
 from kernbench.kernels import device as devices
-from kernbench.runtime_api import ahbm
+from kernbench.kernels.triton_backend import gpus
+from kernbench.triton import streams
 from kernbench.triton.patches import patched
 
 CUDA_VERSION = "12.8"
 """What ``torch.version.cuda`` says: the version that torch's own wheels for these GPUs are built with."""
 
 
+_NO_UUID = UUID(int=0)
+
+
 @dataclass(frozen=True)
 class DeviceProperties:
-    """The names of torch's ``_CudaDeviceProperties``. Sizes are the simulated machine's; those it has no counterpart
-    of are what every GPU of the last ten years has."""
+    """The names of torch's ``_CudaDeviceProperties``: the simulated machine's where it has such a thing, else those of
+    a GPU of that compute capability."""
 
     name: str
     major: int
@@ -31,72 +35,98 @@ class DeviceProperties:
     multi_processor_count: int
     """PEs."""
     shared_memory_per_block_optin: int
-    """Bytes of a PE's scratchpad; also under the next two names."""
-    shared_memory_per_block: int
+    """Bytes, as the next two."""
     shared_memory_per_multiprocessor: int
+    clock_rate: int
+    """kHz."""
+    memory_clock_rate: int
+    """kHz; twice this times the bus's width is the machine's bandwidth."""
+    shared_memory_per_block: int = 48 << 10
+    memory_bus_width: int = gpus.MEMORY_BUS
+    """Bits."""
     L2_cache_size: int = 0
-    warp_size: int = 32
+    warp_size: int = gpus.WARP
     max_threads_per_block: int = 1024
     max_threads_per_multi_processor: int = 2048
-    regs_per_multiprocessor: int = 65536
+    regs_per_multiprocessor: int = gpus.REGISTERS
     is_integrated: int = 0
     is_multi_gpu_board: int = 0
     gcnArchName: str = ""
-
-
-class Stream(ahbm.Stream):
-    """A new stream of the current device."""
-
-    def __init__(self, device: Any = None, priority: int = 0, **_: Any) -> None:
-        sip = _rank().sip
-        super().__init__(sip, sip.new_stream())
-        self.cuda_stream = self.stream_id
-
-
-class Event(ahbm.Event):
-    """A mark in a stream; ``elapsed_time`` gives simulated milliseconds."""
-
-    def __init__(
-        self, enable_timing: bool = False, blocking: bool = False, interprocess: bool = False, **_: Any
-    ) -> None:
-        super().__init__(_rank().sip, enable_timing)
-
-
-def _rank() -> Any:
-    device = devices.current()
-    if not hasattr(device, "ctx"):
-        raise NotImplementedError(
-            "streams and events need a RuntimeContext: open one (RuntimeContext.open) instead of a StandaloneDevice"
-        )
-    return device
+    uuid: UUID = _NO_UUID
+    pci_bus_id: int = 0
+    pci_device_id: int = 0
+    pci_domain_id: int = 0
 
 
 def installed(capability: int) -> AbstractContextManager[None]:
     """torch.cuda as on a machine with GPUs of a compute capability (90 is 9.0)."""
-    shim = _Shim(capability)
-    names = [name for name in vars(_Shim) if not name.startswith("_")]
-    changes = [(torch.cuda, name, getattr(shim, name)) for name in names]
-    changes += [(torch.cuda, "Stream", Stream), (torch.cuda, "Event", Event), (torch.cuda, "_lazy_init", shim.init)]
-    nothing = SimpleNamespace(**{name: lambda *a, **k: 0 for name in ("range_push", "range_pop", "mark")})
-    changes += [(torch.cuda.nvtx, name, getattr(nothing, name)) for name in vars(nothing)]
+    changes: list[tuple[Any, str, Any]] = []
+    replaced = {"device": device, "device_of": device_of} | streams.REPLACED
+    for shim in (_Devices(capability), _Memory(), streams.Shim()):
+        replaced |= {name: getattr(shim, name) for name in vars(type(shim)) if not name.startswith("_")}
+    for owner in (torch.cuda, torch.cuda.memory, torch.cuda.streams, torch.cuda.graphs):
+        changes += [(owner, name, new) for name, new in replaced.items() if hasattr(owner, name)]
+    for owner, names in (
+        (torch.cuda.nvtx, ("range_push", "range_pop", "range_start", "range_end", "mark")),
+        (torch.cuda.profiler, ("start", "stop")),
+    ):
+        changes += [(owner, name, _nothing()) for name in names]
     changes += [
-        (torch.cuda, "_DeviceGuard", shim.device),
-        (torch.cuda, "_exchange_device", lambda device: 0),
-        (torch.cuda, "_maybe_exchange_device", lambda device: 0),
-        (torch._C, "_cuda_getCurrentRawStream", lambda device: _raw_stream()),
+        (torch.cuda, "_lazy_init", _nothing()),
+        (torch.cuda, "_DeviceGuard", device),
+        (torch.cuda, "_exchange_device", _nothing()),
+        (torch.cuda, "_maybe_exchange_device", _nothing()),
+        (torch._C, "_cuda_getCurrentRawStream", streams.raw_stream),
+        (torch._C, "_cuda_getDevice", _nothing()),
         (torch._C._dynamo.guards, "_empty_strided_cuda", _empty_strided),
+        # What DataParallel does with the batch, the parameters and the results of one GPU.
+        (torch._C, "_scatter", lambda tensor, *_: (tensor,)),
+        (torch._C, "_broadcast_coalesced", lambda tensors, *_: [tensors]),
+        (torch._C, "_gather", lambda tensors, *_: tensors[0]),
     ]
-    changes += [(torch.cuda, name, _no_graphs) for name in ("CUDAGraph", "graph", "make_graphed_callables")]
     return patched([*changes, (torch.version, "cuda", CUDA_VERSION)])
 
 
-class _Shim:
+def _nothing() -> Any:
+    """A new function that does nothing, since torch tells functions apart."""
+    return lambda *_, **__: 0
+
+
+def _check(device: Any) -> None:
+    number = device if isinstance(device, int) else getattr(device, "index", None)
+    if isinstance(device, str):
+        number = torch.device(device).index
+    if number not in (None, 0, -1):
+        raise RuntimeError(f"CUDA error: invalid device ordinal: there is one impersonated device, got {device!r}")
+
+
+class device:
+    """``with torch.cuda.device(d):``, for the one there is."""
+
+    def __init__(self, device: Any) -> None:
+        _check(device)
+        self.idx, self.prev_idx = 0, 0
+
+    def __enter__(self) -> None:
+        """It is the current one already."""
+
+    def __exit__(self, *_: object) -> None:
+        """It stays so."""
+
+
+class device_of(device):
+    """``with torch.cuda.device_of(tensor):``."""
+
+    def __init__(self, obj: Any) -> None:
+        super().__init__(0)
+
+
+class _Devices:
     """Each public method replaces the function of that name in ``torch.cuda``. One GPU: this rank's SIP."""
 
     def __init__(self, capability: int) -> None:
+        self._number = capability
         self._capability = divmod(capability, 10)
-
-    # Devices.
 
     def is_available(self) -> bool:
         return True
@@ -114,70 +144,56 @@ class _Shim:
         return 0
 
     def set_device(self, device: Any) -> None:
-        self._check(device)
+        _check(device)
 
-    @contextmanager
-    def device(self, device: Any) -> Iterator[None]:
-        self._check(device)
-        yield
-
-    @contextmanager
-    def device_of(self, obj: Any) -> Iterator[None]:
-        yield
+    def can_device_access_peer(self, device: Any, peer_device: Any) -> bool:
+        """A GPU is no peer of its own."""
+        _check(device)
+        _check(peer_device)
+        return False
 
     def get_device_capability(self, device: Any = None) -> tuple[int, int]:
         return self._capability
 
     def get_device_name(self, device: Any = None) -> str:
-        return f"KernBench as sm_{self._capability[0]}{self._capability[1]}"
+        return f"KernBench as sm_{self._number}"
 
     def get_arch_list(self) -> list[str]:
-        return [f"sm_{self._capability[0]}{self._capability[1]}"]
+        return [f"sm_{self._number}"]
 
     def is_bf16_supported(self, including_emulation: bool = True) -> bool:
         return self._capability >= (8, 0)
 
+    def clock_rate(self, device: Any = None) -> int:
+        """MHz."""
+        return round(devices.current().target.gemm_clock / 1e6)
+
     def get_device_properties(self, device: Any = None) -> DeviceProperties:
-        self._check(device)
+        _check(device)
         current = devices.current()
-        scratchpad = current.target.tcm_capacity
         return DeviceProperties(
             self.get_device_name(),
             *self._capability,
-            current.space.capacity,
-            current.target.pes,
-            scratchpad,
-            scratchpad,
-            scratchpad,
+            total_memory=current.space.capacity,
+            multi_processor_count=current.target.pes,
+            shared_memory_per_block_optin=gpus.shared_memory(self._number),
+            shared_memory_per_multiprocessor=gpus.shared_memory_of_processor(self._number),
+            clock_rate=round(current.target.gemm_clock / 1e3),
+            memory_clock_rate=gpus.memory_clock(current.target.hbm_bandwidth),
         )
 
-    # Streams.
 
-    def synchronize(self, device: Any = None) -> None:
-        current = devices.current()
-        if hasattr(current, "ctx"):
-            current.ctx.ahbm.synchronize()
-
-    def current_stream(self, device: Any = None) -> ahbm.Stream:
-        return _numbered(_rank().ctx.ahbm.current_stream())
-
-    def default_stream(self, device: Any = None) -> ahbm.Stream:
-        return _numbered(_rank().ctx.ahbm.default_stream())
-
-    def set_stream(self, stream: Any) -> None:
-        if stream is not None:
-            _rank().ctx.ahbm.set_stream(stream)
-
-    def stream(self, stream: Any) -> AbstractContextManager[Any]:
-        return _rank().ctx.ahbm.stream(stream)
-
-    def is_current_stream_capturing(self) -> bool:
-        return False
-
-    # Memory: what kernels have touched counts, since torch's own allocations are the host's.
+class _Memory:
+    """Likewise. What kernels have touched counts, since torch's own allocations are the host's."""
 
     def empty_cache(self) -> None:
         """Nothing is cached."""
+
+    def ipc_collect(self) -> None:
+        """Nothing is shared with other processes."""
+
+    def get_allocator_backend(self) -> str:
+        return "native"
 
     def memory_allocated(self, device: Any = None) -> int:
         return devices.current().space.allocated
@@ -186,43 +202,28 @@ class _Shim:
         return devices.current().space.peak
 
     memory_reserved, max_memory_reserved = memory_allocated, max_memory_allocated
+    device_memory_used = memory_allocated
+
+    def memory_stats(self, device: Any = None) -> OrderedDict[str, int]:
+        """torch's counters that have a counterpart, in bytes."""
+        space = devices.current().space
+        return OrderedDict(
+            (f"{what}_bytes.all.{when}", number)
+            for what in ("active", "allocated", "reserved")
+            for when, number in (("current", space.allocated), ("peak", space.peak))
+        )
 
     def reset_peak_memory_stats(self, device: Any = None) -> None:
         space = devices.current().space
         space.peak = space.allocated
 
+    reset_max_memory_allocated = reset_max_memory_cached = reset_peak_memory_stats
+
     def mem_get_info(self, device: Any = None) -> tuple[int, int]:
         space = devices.current().space
         return space.capacity - space.allocated, space.capacity
-
-    # Inside.
-
-    @staticmethod
-    def _check(device: Any) -> None:
-        number = device if isinstance(device, int) else getattr(device, "index", None)
-        if isinstance(device, str):
-            number = torch.device(device).index
-        if number not in (None, 0, -1):
-            raise RuntimeError(f"CUDA error: invalid device ordinal: there is one impersonated device, got {device!r}")
 
 
 def _empty_strided(size: Any, stride: Any, dtype: torch.dtype) -> torch.Tensor:
     """How code that torch.compile wrote makes tensors."""
     return torch.empty_strided(size, stride, dtype=dtype)
-
-
-def _no_graphs(*_: Any, **__: Any) -> Any:
-    raise NotImplementedError(
-        "CUDA graphs are not supported: torch's own operators would not be in them. Launch the kernels in a loop"
-    )
-
-
-def _raw_stream() -> int:
-    """What torch's compiled code and many launchers ask for: the number of the current stream."""
-    device = devices.current()
-    return device.ctx.ahbm.current_stream().stream_id if hasattr(device, "ctx") else 0
-
-
-def _numbered(stream: ahbm.Stream) -> ahbm.Stream:
-    stream.cuda_stream = stream.stream_id  # type: ignore[attr-defined]
-    return stream

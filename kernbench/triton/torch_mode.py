@@ -8,6 +8,7 @@ the GPU's for sure; moving anything else there makes a copy.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,10 +16,13 @@ from weakref import WeakSet
 
 import torch
 import torch.autograd.graph
+import torch.serialization
+from torch.library import Library
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils._device import DeviceContext, _device_constructors
 
 from kernbench.kernels import foreign
+from kernbench.triton import legacy
 from kernbench.triton.patches import patched
 
 _CUDA = re.compile(r"cuda(:\d+)?")
@@ -34,12 +38,22 @@ class CudaOnCpu(TorchFunctionMode):
         """Storages that the program brought to, or made on, the CPU."""
         self._on_device: WeakSet[Any] = WeakSet()
         """Storages that are the program's own device memory already, so that ``.cuda()`` need not copy."""
+        self._pinned: WeakSet[Any] = WeakSet()
+        """Those of the first kind that the program asked to be page-locked."""
+        self.active = True
+        """False once impersonation has ended: a thread may still be under the mode."""
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
+        if not self.active:
+            return func(*args, **kwargs)
         answer = _ABOUT_DEVICE.get(func)
         if answer is not None:
             return answer(self, args[0])
+        if func is torch.Tensor.type:
+            return self._type(*args, **kwargs)
+        if func is torch.Tensor.pin_memory:
+            return func(*args, **kwargs)  # see installed()
         if func is torch.Tensor.data_ptr:
             if args[0].layout == torch.strided and args[0].device == _CPU:
                 foreign.expose(args[0])
@@ -49,8 +63,12 @@ class CudaOnCpu(TorchFunctionMode):
         if kwargs.get("out_dtype") is not None and func in _PRODUCTS:
             return _in_dtype(func, args, dict(kwargs))
         if func in _NORMS and args[0].dtype in _HALVES and not self.is_on_host(args[0]):
-            return _in_float(func, args, kwargs)
+            # A CUDA autocast has a rule of its own for norms.
+            return func(*args, **kwargs) if torch.is_autocast_enabled("cuda") else _in_float(func, args, kwargs)
         wanted = _device(kwargs.get("device"))
+        if kwargs.get("pin_memory"):
+            made = func(*args, **(kwargs | {"device": _CPU, "pin_memory": False}))
+            return self._pin(made)
         if wanted is None:
             made = func(*args, **kwargs)
             results = [] if isinstance(made, torch.Size) else _tensors(made)
@@ -110,16 +128,48 @@ class CudaOnCpu(TorchFunctionMode):
             made = tensor.clone()
         return self._mark(made, wanted)
 
-    def _mark(self, tensor: torch.Tensor, wanted: str) -> torch.Tensor:
-        storage = _storage(tensor)
-        at_home = self._on_host if wanted == "cpu" else self._on_device
-        if storage is not None and storage not in at_home and tensor.device == _CPU:
-            at_home.add(storage)
+    def _type(self, tensor: torch.Tensor, dtype: Any = None, non_blocking: bool = False) -> Any:
+        """``tensor.type()`` and ``tensor.type("torch.cuda.HalfTensor")``."""
+        if dtype is None:
+            name = None if self.is_on_host(tensor) else legacy.type_of(tensor)
+            return tensor.type() if name is None else name
+        on_gpu = legacy.dtype_of(dtype)
+        if on_gpu is None:
+            return tensor.type(dtype)
+        return self._move(torch.Tensor.to, (tensor, torch.device("cuda"), on_gpu), {})
+
+    def pinned(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A page-locked copy."""
+        return self._pin(tensor.clone())
+
+    def _pin(self, tensor: torch.Tensor) -> torch.Tensor:
+        self._mark(tensor, "cpu")
+        self._pinned.add(_storage(tensor))
         return tensor
+
+    def is_pinned(self, tensor: torch.Tensor) -> bool:
+        return bool(self._pinned) and _storage(tensor) in self._pinned
+
+    def _mark(self, tensor: torch.Tensor, wanted: str) -> torch.Tensor:
+        at_home = self._on_host if wanted == "cpu" else self._on_device
+        for part in _parts(tensor):
+            storage = _storage(part)
+            if storage is not None and storage not in at_home and part.device == _CPU:
+                at_home.add(storage)
+        return tensor
+
+
+def _parts(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """The tensors that one of a program's own class is made of; itself where it has memory."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        return [tensor]
+    return [part for name in tensor.__tensor_flatten__()[0] for part in _parts(getattr(tensor, name))]
 
 
 def _storage(tensor: torch.Tensor) -> torch.UntypedStorage | None:
     """A tensor's memory, None where it has none of its own: sparse, or standing for others within ``torch.func``."""
+    if hasattr(tensor, "__tensor_flatten__"):
+        tensor = next(iter(_parts(tensor)), tensor)
     if tensor.layout != torch.strided:
         return None
     try:
@@ -220,5 +270,52 @@ def installed() -> Iterator[CudaOnCpu]:
         (module, "_engine_run_backward", backward) for module in (torch.autograd.graph, torch.autograd)
     ]
     changes += [(DeviceContext, "__torch_function__", by_default), (torch, "compile", _uncompiled)]
-    with patched(changes), mode:
-        yield mode
+    restore = torch.serialization.default_restore_location
+
+    def restored(storage: Any, location: str) -> Any:
+        # What was saved from a GPU, or is to be loaded to one, lies in host memory here.
+        return storage if location.startswith("cuda") else restore(storage, location)
+
+    changes.append((torch.serialization, "default_restore_location", restored))
+    # Host memory lives as long as its tensor. (torch looks at the arguments' types before it asks a mode.)
+    changes.append((torch.Tensor, "record_stream", lambda tensor, stream: None))
+    changes.append((torch.Tensor, "_make_wrapper_subclass", staticmethod(_wrapper_on_cpu)))
+    page_locked = Library(
+        "aten", "IMPL"
+    )  # tensors of a program's own class ask for their parts, behind the mode's back
+    with warnings.catch_warnings():  # torch's kernel gives way on purpose
+        warnings.filterwarnings("ignore", "Warning only once for all operators", UserWarning)
+        page_locked.impl("_pin_memory", lambda tensor, device=None: mode.pinned(tensor), "CPU")
+        page_locked.impl("is_pinned", lambda tensor, device=None: mode.is_pinned(tensor), "CPU")
+    try:
+        with _default_device_kept(), patched(changes), mode:
+            yield mode
+    finally:
+        mode.active = False
+        page_locked._destroy()
+
+
+@contextmanager
+def _default_device_kept() -> Iterator[None]:
+    """Take back a default device ``cuda`` that was set meanwhile: there is none afterwards."""
+    before = _default_device()
+    try:
+        yield
+    finally:
+        now = _default_device()
+        if now != before and now is not None and now.type == "cuda":
+            torch.set_default_device(before)
+
+
+def _default_device() -> torch.device | None:
+    return getattr(getattr(torch._GLOBAL_DEVICE_CONTEXT, "device_context", None), "device", None)
+
+
+def _wrapper_on_cpu(cls: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+    """torch's way to make a tensor of a program's own class, which holds others: to the dispatcher it is the CPU's."""
+    if _device(kwargs.get("device")) == "cuda":
+        kwargs["device"] = _CPU
+    return _make_wrapper_subclass(cls, *args, **kwargs)
+
+
+_make_wrapper_subclass = torch.Tensor._make_wrapper_subclass

@@ -107,6 +107,13 @@ def difference(x, out, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def centred(x, out, BLOCK: tl.constexpr):
+    at = tl.arange(0, BLOCK)
+    x = tl.load(x + at)
+    tl.store(out + at, x - tl.max(x, axis=0))
+
+
+@triton.jit
 def squares(x, out, BLOCK: tl.constexpr):
     """The sum of 16 numbers of 1e30 times 2e7 is more than f32 holds; each is not."""
     at = tl.arange(0, BLOCK)
@@ -136,3 +143,69 @@ def never_freed(total, lock):
     while tl.atomic_cas(lock + 1, 0, 1) == 1:
         pass
     tl.store(total, tl.load(total) + 1)
+
+
+@triton.jit
+def raced_and_lost(x, n):
+    """All programs write the same element; then one reads past the end."""
+    tl.store(x, 1.0)
+    at = tl.program_id(0) * n
+    tl.store(x + 1 + tl.program_id(0), tl.load(x + at))
+
+
+@triton.jit
+def scatter(to, out, BLOCK: tl.constexpr):
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(out + tl.load(to + at), 1.0)
+
+
+@triton.jit
+def rows_by_pointer(x, out, rows, n, BLOCK: tl.constexpr):
+    """Adds up rows with a pointer that moves on."""
+    at = tl.arange(0, BLOCK)
+    row = x + at
+    total = tl.zeros((BLOCK,), tl.float32)
+    for _ in range(rows):
+        total += tl.load(row)
+        row += n
+    tl.store(out + at, total)
+
+
+@triton.jit
+def either(x, y, out, which, BLOCK: tl.constexpr):
+    """Reads one of two tensors, whichever it is told."""
+    at = tl.arange(0, BLOCK)
+    source = x if which == 0 else y
+    if which == 2:
+        source = x + BLOCK
+    tl.store(out + at, tl.load(source + at))
+
+
+@triton.jit
+def shifted_copy(y, out, start, BLOCK: tl.constexpr):
+    at = tl.arange(0, BLOCK)
+    tl.store(out + at, tl.load(y + start + at))
+
+
+@triton.jit
+def through_a_table(table, out, BLOCK: tl.constexpr):
+    """Copies the tensors whose addresses a table holds."""
+    at = tl.arange(0, BLOCK)
+    source = tl.load(table + tl.program_id(0)).to(tl.pointer_type(tl.float32))
+    tl.store(out + tl.program_id(0) * BLOCK + at, tl.load(source + at))
+
+
+@triton.jit
+def doubled_dots(a, b, out, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr):
+    """A matrix product of what is computed, not loaded; every program writes rows of its own."""
+    i, j, k = tl.program_id(0) * M + tl.arange(0, M), tl.arange(0, N), tl.arange(0, K)
+    left = tl.load(a + i[:, None] * K + k[None, :]) * 2
+    right = tl.load(b + k[:, None] * N + j[None, :])
+    tl.store(out + i[:, None] * N + j[None, :], tl.dot(left, right))
+
+
+@triton.jit
+def reciprocals(x, out):
+    """Of a number each, by programs that work together."""
+    pid = tl.program_id(0)
+    tl.store(out + pid, 1.0 / tl.load(x + pid))

@@ -134,6 +134,9 @@ def printed(x, B: tl.constexpr):
     tl.device_print("value", tl.load(x + tl.program_id(0) * B + tl.arange(0, B)))
     tl.device_print("scalar", tl.program_id(0) * 2)
     tl.device_print("done")
+    tl.device_print("bits", tl.load(x + tl.arange(0, B)), tl.arange(0, B) - 1, hex=True)
+    tl.device_print("byte", (tl.arange(0, B) - 1).to(tl.uint8))
+    tl.device_print("at", x)
 
 
 @triton.jit
@@ -188,6 +191,41 @@ def assembled(x, out, B: tl.constexpr, TEXT: tl.constexpr, HOW: tl.constexpr, PA
     r = tl.arange(0, B)
     y = tl.inline_asm_elementwise(TEXT, HOW, [tl.load(x + r)], out.dtype.element_ty, is_pure=True, pack=PACK)
     tl.store(out + r, y)
+
+
+@triton.jit
+def unpacked_bytes(x, whole, real, B: tl.constexpr):
+    r = tl.arange(0, B)
+    a, b = tl.inline_asm_elementwise(
+        """
+        {
+            .reg .b8 byte<4>;
+            mov.b32 {byte0, byte1, byte2, byte3}, $8;
+            cvt.u32.u8 $0, byte0; cvt.u32.u8 $1, byte1; cvt.u32.u8 $2, byte2; cvt.u32.u8 $3, byte3;
+        }
+        cvt.rn.f32.s32 $4, $0; cvt.rn.f32.s32 $5, $1; cvt.rn.f32.s32 $6, $2; cvt.rn.f32.s32 $7, $3;
+        mul.f32 $4, $4, 0.5; mul.f32 $5, $5, 0.5; mul.f32 $6, $6, 0.5; mul.f32 $7, $7, 0.5;
+        """,
+        "=r,=r,=r,=r,=f,=f,=f,=f,r", [tl.load(x + r)], (tl.int32, tl.float32), is_pure=True, pack=4,
+    )  # fmt: skip
+    tl.store(whole + r, a)
+    tl.store(real + r, b)
+
+
+@triton.jit
+def register(NAME: tl.constexpr):
+    return tl.inline_asm_elementwise("mov.u32 $0, " + NAME + ";", "=r", [], tl.int32, is_pure=False, pack=1)
+
+
+@triton.jit
+def placed(out):
+    row = out + (tl.program_id(0) + tl.program_id(1) * tl.num_programs(0)) * 5
+    before = register("%clock")
+    tl.store(row, register("%ctaid.x"))
+    tl.store(row + 1, register("%ctaid.y"))
+    tl.store(row + 2, register("%nctaid.x"))
+    tl.store(row + 3, register("%smid"))
+    tl.store(row + 4, register("%clock") - before)
 
 
 @triton.jit

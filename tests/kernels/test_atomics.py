@@ -55,6 +55,9 @@ def test_read_modify_write(kind_and_type, lanes, elements, seed, used):
 
 
 @given(st.integers(0, 200), st.integers(1, 100), st.sampled_from([np.int32, np.int64, np.float32]), st.integers(0, 9))
+@example(200, 1, np.float32, 0)  # more lanes on one element than take turns together
+@example(200, 2, np.int64, 0)
+@example(2000, 1, np.int32, 1)  # and more that swap than rounds
 def test_compare_and_swap(lanes, elements, storage, seed):
     rng = np.random.default_rng(seed)
     at = rng.integers(0, elements, lanes)

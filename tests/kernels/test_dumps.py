@@ -1,20 +1,23 @@
 """Looking at values of a kernel at a line."""
 
+import inspect
+
 import numpy as np
 import pytest
 
 from kernbench.kernels.dumps import DumpError, Spot, dump
 from kernbench.kernels.standalone import StandaloneDevice
 
-pytest.importorskip("triton")
+triton = pytest.importorskip("triton")
 
-import looked_at_kernels as kernels
+import looked_at_kernels as kernels  # noqa: E402
 
 
 def line(kernel, text):
     """The only line of a kernel that contains ``text``."""
-    (at,) = [i for i, row in enumerate(kernel.raw_src) if text in row]
-    return kernel.starting_line_number + at
+    source, start = inspect.getsourcelines(kernel.fn)
+    (at,) = [i for i, row in enumerate(source) if text in row]
+    return start + at
 
 
 @pytest.fixture
@@ -75,6 +78,7 @@ def test_nothing_is_dumped_outside_and_launches_are_told_apart(device):
     assert len(found) == 2 and found[0].launch is not found[1].launch
 
 
+@pytest.mark.skipif(triton.__version__.startswith(("3.4.", "3.5.")), reason="its TTIR has no names of variables")
 def test_what_is_not_there_is_said(device):
     x, out = device.array(np.ones((1, 16), np.float32)), device.empty((1,), "f32")
     at = line(kernels.row_sums, "part =")

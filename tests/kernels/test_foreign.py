@@ -8,6 +8,7 @@ import pytest
 
 from kernbench.kernels import foreign, launch
 from kernbench.kernels.builtin import store
+from kernbench.kernels.errors import KernelFault
 from kernbench.kernels.standalone import StandaloneDevice
 
 FILL = {"out_ptr": "i32", "value": "i64"}
@@ -28,6 +29,18 @@ def test_a_stored_kernel_writes_a_numpy_array_in_place(device):
     x = np.zeros(10, np.int32)
     fill(x[2:], 7, 5)
     assert x.tolist() == [0, 0, 7, 7, 7, 7, 7, 0, 0, 0]
+
+
+@pytest.mark.parametrize("kind", ["numpy", "torch"])
+def test_an_empty_part_may_be_passed_but_not_reached(device, kind):
+    x = np.zeros(8, np.int32)
+    if kind == "torch":
+        x = pytest.importorskip("torch").from_numpy(x)
+    for empty in (x[8:], x[3:3]):
+        fill(empty, 7, 0)
+        with pytest.raises(KernelFault, match="out of bounds"):
+            fill(empty, 7, 1)
+    assert not x.any()
 
 
 def test_a_read_only_array_is_refused_only_where_it_is_written(device):

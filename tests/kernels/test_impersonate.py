@@ -53,6 +53,8 @@ def test_a_gpu_program_runs_unchanged():
         torch.cuda.synchronize()
         assert 0 < start.elapsed_time(end) < 1
         assert torch.equal(out.cpu(), x.cpu() + y.cpu())
+        drivers = [backend.driver for backend in triton.backends.backends.values()]
+        assert [driver.is_active() for driver in drivers] == [True]  # libraries count them before they use Triton
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -64,12 +66,14 @@ def test_everything_is_put_back(fails):
         with impersonate("cuda:80"), impersonate("cuda:90") as ctx:
             assert torch.cuda.get_device_capability() == (9, 0)
             torch.ones(3, device="cuda").cpu()
+            torch.set_default_device("cuda:0")
             assert isinstance(ctx, RuntimeContext)
             if fails:
                 raise KeyError
     except KeyError:
         assert fails
     assert state() == before
+    assert torch.zeros(2).device.type == "cpu"
 
 
 def test_nesting_goes_back_to_the_outer_one():
@@ -331,6 +335,7 @@ SCRIPT = """
 def test_the_environment_variable(tmp_path, module):
     path = tmp_path / "test_script.py"
     path.write_text(textwrap.dedent(SCRIPT))
+    (tmp_path / "conftest.py").write_text("import torch\nassert torch.cuda.is_available()\n")  # as libraries ask
     env = os.environ | {"KERNBENCH_IMPERSONATE": "cuda:80", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", *module, str(path)]
     done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=tmp_path)

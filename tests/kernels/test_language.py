@@ -162,6 +162,9 @@ def test_print_goes_to_stdout_in_the_order_of_programs(device, capsys):
         assert [re.match(r"pid \((\d), 0, 0\)", line)[1] for line in seen] == ["0", "1", "2", "3"]
         assert len(seen) == expected
     assert any("[2. 3.]" in line for line in lines) and any("scalar: 6" in line for line in lines)
+    written = "\n".join(lines)
+    assert "bits: [0x0.0p+0 0x1.0000000000000p+0]" in written and "bits: [0xffffffff 0x00000000]" in written
+    assert "byte: [255   0]" in written and re.search(r"at: 0x[0-9a-f]{16}$", written, re.M)
 
 
 def test_a_failed_assertion_names_its_message_and_line(device):
@@ -293,8 +296,8 @@ def test_inline_ptx(device, name):
 
 def test_unknown_ptx_is_refused_before_anything_runs(device):
     x, out = device.array(np.ones(4, np.float32)), device.empty((4,), np.float32)
-    with pytest.raises(KernelError, match=r"language_kernels.py:\d+.*'bar.sync 0'"):
-        kernels.assembled[(1,)](x, out, B=4, TEXT="bar.sync 0;", HOW="=r,r", PACK=1)
+    with pytest.raises(KernelError, match=r"language_kernels.py:\d+.*'ld.global.b32 \$0"):
+        kernels.assembled[(1,)](x, out, B=4, TEXT="ld.global.b32 $0, [$1];", HOW="=r,r", PACK=1)
 
 
 LIBDEVICE = {
@@ -387,6 +390,13 @@ def test_operators_on_integers(device, op, kind):
     out = device.empty((64,), kind)
     kernels.operators[(1,)](device.array(a), device.array(b), out, B=64, OP=op)
     np.testing.assert_array_equal(out.numpy(), INT_OPS[op](a, b).astype(kind))
+
+
+def test_debugging_finds_integers_that_wrap(device):
+    a, out = device.array(np.full(64, 2**31 - 1, np.int32)), device.empty((64,), np.int32)
+    kernels.operators[(1,)](a, a, out, B=64, OP="+")
+    with pytest.raises(KernelFault, match=r"language_kernels.py:\d+: int32 overflow detected for operation add"):
+        kernels.operators[(1,)](a, a, out, B=64, OP="+", debug=True)
 
 
 @pytest.mark.skipif(VERSION >= (3, 9), reason="block pointers ended with Triton 3.8")

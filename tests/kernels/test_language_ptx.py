@@ -58,6 +58,11 @@ FLOATS = {
         "{ .reg .f64 d; cvt.f64.f32 d, $1; mul.f64 d, d, 0d3FF000001FFFFFFF; cvt.rz.f32.f64 $0, d; }",
         lambda x: directed(x * np.float64(np.uint64(0x3FF000001FFFFFFF).view(np.float64)), 0),
     ),
+    "barriers": ("bar.sync 0; fence.acq_rel.gpu; add.f32 $0, $1, 1.0; membar.cta;", lambda x: x + 1),
+    "largest_with_sign": (
+        "max.NaN.xorsign.abs.f32 $0, $1, -0.5;",
+        lambda x: np.copysign(np.maximum(abs(x), np.float32(0.5)), -x),
+    ),
     "sign": ("copysign.f32 $0, $1, 3.0;", lambda x: np.copysign(np.float32(3), x)),
 }
 INTEGERS = {
@@ -73,6 +78,20 @@ INTEGERS = {
     ),
     "quotient": ("div.s32 $0, $1, 7;", lambda x: np.trunc(x / 7).astype(np.int32)),
     "remainder": ("rem.s32 $0, $1, 7;", lambda x: np.fmod(x, 7)),
+    "funnel_left": ("shf.l.wrap.b32 $0, 0x80000001, $1, 35;", lambda x: (x << 3) | 4),
+    "funnel_right": ("shf.r.clamp.b32 $0, $1, 5, 40;", lambda x: np.full_like(x, 5)),
+    "field": ("bfe.s32 $0, $1, 3, 7;", lambda x: (x << 22) >> 25),
+    "field_unsigned": ("bfe.u32 $0, $1, 28, 9;", lambda x: (x.view(np.uint32) >> 28).view(np.int32)),
+    "field_replaced": ("bfi.b32 $0, 0xfff, $1, 4, 8;", lambda x: x | 0xFF0),
+    "binary_and_octal": ("and.b32 $0, $1, 0b1011; or.b32 $0, $0, 0200;", lambda x: (x & 11) | 128),
+    "bytes": (
+        "{ .reg .b8 b<4>; mov.b32 {b0, b1, b2, b3}, $1; mov.b32 $0, {b3, b2, b1, b0}; }",
+        lambda x: x.byteswap(),
+    ),
+    "dot_of_bytes": (
+        "dp4a.s32.u32 $0, $1, 0x01020304, -7;",
+        lambda x: (x.view(np.int8).reshape(-1, 4) * np.array([4, 3, 2, 1], np.int32)).sum(1, dtype=np.int32) - 7,
+    ),
     "mad": ("mad.lo.s32 $0, $1, 5, -3;", lambda x: x * 5 - 3),
 }
 
@@ -104,8 +123,33 @@ def test_on_integers(device, name):
     np.testing.assert_array_equal(run(device, text, x, "=r,r"), expected(x))
 
 
+def test_results_of_several_types_from_packed_bytes(device):
+    x = np.random.default_rng(3).integers(0, 256, 64).astype(np.uint8)
+    whole, real = device.empty((64,), np.int32), device.empty((64,), np.float32)
+    kernels.unpacked_bytes[(1,)](device.array(x), whole, real, B=64)
+    np.testing.assert_array_equal(whole.numpy(), x)
+    np.testing.assert_array_equal(real.numpy(), x / 2)
+
+
+def test_registers_that_say_where_a_program_runs(device):
+    out = device.empty((6, 5), np.int32)
+    kernels.placed[(3, 2)](out)
+    x, y, width, unit, later = out.numpy().T
+    np.testing.assert_array_equal(x, [0, 1, 2] * 2)
+    np.testing.assert_array_equal(y, [0] * 3 + [1] * 3)
+    assert (width == 3).all() and (later > 0).all()
+    assert set(unit) <= set(range(device.target.pes)) and len(set(unit)) == min(6, device.target.pes)
+
+
 @pytest.mark.parametrize(
-    "text", ["mov.u32 $0, %laneid;", "ld.global.b32 $0, [$1];", "@p bra done;", "cvt.rp.f16.f32 $0, $1;"]
+    "text",
+    [
+        "mov.u32 $0, %laneid;",
+        "ld.global.b32 $0, [$1];",
+        "@p bra done;",
+        "add.s32 $0, $1, never_set;",
+        "cvt.rp.f16.f32 $0, $1;",
+    ],
 )
 def test_what_has_no_counterpart_is_refused(device, text):
     with pytest.raises(KernelError, match=r"language_kernels.py:\d+.*the PTX instruction"):

@@ -7,11 +7,12 @@ pytest.importorskip("triton")
 
 import scattered_kernels as kernels
 
-from kernbench.kernels.describe import _distinct
+from kernbench.kernels.describe import MOST_PIECES, _distinct, describe
 from kernbench.kernels.errors import KernelFault
 from kernbench.kernels.executor import prepare
 from kernbench.kernels.kernel import Kernel
 from kernbench.kernels.standalone import StandaloneDevice
+from kernbench.kernels.window import Window
 from kernbench.runtime_api.context import RuntimeContext
 
 
@@ -117,3 +118,38 @@ def test_distinct_rows(rows, columns):
     expected, index = np.unique(x, axis=0, return_inverse=True)
     np.testing.assert_array_equal(found, expected)
     np.testing.assert_array_equal(which, index.ravel())
+
+
+def touched(layout, columns, p):
+    """The addresses of the bytes that one program's row names, in order."""
+    if not layout.counts:
+        runs = slice(columns.run_ptr[p], columns.run_ptr[p + 1])
+        spans = zip(columns.run_addr[runs], columns.run_bytes[runs], strict=True)
+        return np.concatenate([np.arange(a, a + n) for a, n in spans] or [np.empty(0, np.int64)])
+    extent = layout.counts if columns.extent is None else columns.extent[p]
+    at = columns.base[p]
+    for n, stride in zip(extent, layout.strides, strict=True):
+        at = np.add.outer(at, np.arange(n) * stride)
+    return np.ravel(at)
+
+
+def test_wrapped_indices_are_pieces_each_program_its_own():
+    rng = np.random.default_rng(5)
+    for masked in (False, True):
+        start, wrap = rng.integers(0, 40, (300, 1)), rng.integers(2, 60, (300, 1))
+        index = start + np.arange(16)
+        offsets = index // wrap * 4096 + index % wrap * 4
+        offsets[:50] = rng.integers(0, 3, (50, 16)) * 4  # the same few elements again and again
+        hi = np.full((300, 1), 16)
+        if masked:
+            hi[:, 0] = rng.integers(0, 17, 300)
+        window = Window((16,), 4, rng.integers(0, 9, 300) * 65536, (offsets,), np.zeros((300, 1), np.int64), hi)
+        found = [[] for _ in range(300)]
+        for members, layout, columns in describe(window):
+            for i, p in enumerate(range(300) if members is None else members):
+                found[p].append(touched(layout, columns, i))
+        for p, pieces in enumerate(found):
+            once = np.unique(offsets[p]) if hi[p, 0] == 16 else offsets[p, : hi[p, 0]]
+            expected = (window.base[p] + once[:, None] + np.arange(4)).ravel()
+            assert 1 <= len(pieces) <= MOST_PIECES
+            np.testing.assert_array_equal(np.sort(np.concatenate(pieces)), np.sort(expected))

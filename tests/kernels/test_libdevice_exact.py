@@ -106,3 +106,21 @@ def test_words_of_a_double():
     high, low = LIBDEVICE["__nv_double2hiint"](x), LIBDEVICE["__nv_double2loint"](x)
     np.testing.assert_array_equal(LIBDEVICE["__nv_hiloint2double"](high, low), x)
     assert [math.copysign(1, v) < 0 for v in x] == (high < 0).tolist()
+
+
+def test_bessel_functions():
+    x = np.linspace(0.25, 40, 160)
+    t = np.pi * (np.arange(512) + 0.5) / 512
+    j = [np.cos(n * t - x[:, None] * np.sin(t)).mean(1) for n in range(5)]  # Bessel's integral
+    np.testing.assert_allclose(LIBDEVICE["__nv_j0"](x), j[0], atol=1e-13)
+    np.testing.assert_allclose(LIBDEVICE["__nv_j1"](x), j[1], atol=1e-13)
+    np.testing.assert_allclose(LIBDEVICE["__nv_jn"](np.full(160, 4, np.int32), x), j[4], atol=1e-13)
+    y0, y1 = LIBDEVICE["__nv_y0"](x), LIBDEVICE["__nv_y1"](x)
+    np.testing.assert_allclose(j[1] * y0 - j[0] * y1, 2 / (np.pi * x), rtol=1e-11)  # their Wronskian
+    y2 = LIBDEVICE["__nv_yn"](np.full(160, 2, np.int32), x)
+    np.testing.assert_allclose(y2, 2 * y1 / x - y0, rtol=1e-9, atol=1e-12)
+    modified = LIBDEVICE["__nv_cyl_bessel_i1"](np.array([-650.0, 1e-9, 0.5, 700.0, 1e4]))
+    scaled = (np.exp(650 * (np.cos(t) - 1)) * np.cos(t)).mean() * math.exp(650)
+    series = sum(0.25 ** (2 * k + 1) / (math.factorial(k) * math.factorial(k + 1)) for k in range(10))
+    np.testing.assert_allclose(modified[:3], [-scaled, 5e-10, series], rtol=1e-13)
+    assert np.isfinite(modified[3]) and np.isinf(modified[4])

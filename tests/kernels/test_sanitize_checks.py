@@ -171,25 +171,34 @@ def test_a_hash_may_wrap(device):
 @pytest.mark.parametrize(
     ("value", "kernel", "text", "what"),
     [
-        (0.0, guilty.ratio, "y = ", "arith.divf makes the first inf"),
-        (0.0, guilty.difference, "y - y", "arith.subf makes the first NaN"),
-        (1e30, guilty.squares, "tl.sum", "tt.reduce makes the first inf"),
+        (0.0, guilty.ratio, "y = ", "arith.divf makes the first inf, of 1 and 0 (element 0 of its block)"),
+        (0.0, guilty.difference, "1 / x", "arith.divf makes the first inf, of 1 and 0"),
+        (-np.inf, guilty.centred, "x - ", "arith.subf makes the first NaN, of -inf and -inf"),
+        (1e30, guilty.squares, "tl.sum", "tt.reduce makes the first inf, of finite operands"),
     ],
 )
 def test_origin_of_a_nan(device, value, kernel, text, what):
     x, out = device.array(np.full(16, value), "f32"), device.empty((16,), "f32")
     message = fault(lambda: kernel[(1,)](x, out, BLOCK=16))
-    if kernel is not guilty.difference:
-        assert f"{line(kernel, text)}: kernel '{kernel.__name__}', program (0, 0, 0): {what}" in message
-    else:
-        assert line(kernel, "1 / x") in message and "inf of finite operands" in message
+    assert f"{line(kernel, text)}: kernel '{kernel.__name__}', program (0, 0, 0): {what}" in message
     assert "it reaches 'out' at" in message and line(kernel, "tl.store") in message
     kernel[(1,)](device.array(np.ones(16), "f32"), out, BLOCK=16)
 
 
-def test_a_nan_that_came_in_or_stays_behind_a_mask_is_not_reported(device):
+def test_a_nan_that_came_in_is_named_once_and_is_no_fault_of_this_kernel(device):
+    x, out, then = (device.array(np.zeros(16), "f32", name) for name in ("x", "out", "then"))
+    guilty.copy[(1,)](device.array(np.full(16, np.inf), "f32"), out, 16, BLOCK=16)
+    x.copy_(np.where(np.arange(16) == 5, np.nan, 1.0))
+    with pytest.warns(NumericWarning) as told:
+        guilty.copy[(1,)](x, out, 16, BLOCK=16)
+        guilty.copy[(1,)](out, then, 16, BLOCK=16)
+    (told,) = told
+    assert f"{line(guilty.copy, 'tl.load')}: kernel 'copy': a NaN comes in: element 5 of 'x'" in str(told.message)
+    assert "it reaches 'out' at" in str(told.message) and np.isnan(then.numpy()[5])
+
+
+def test_a_nan_behind_a_mask_is_not_reported(device):
     out = device.array(np.zeros(16), "f32")
-    guilty.copy[(1,)](device.array(np.full(16, np.nan), "f32"), out, 16, BLOCK=16)
     guilty.masked_ratio[(1,)](device.array(np.ones(10), "f32"), out, 10, BLOCK=16)
 
 

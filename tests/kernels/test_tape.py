@@ -5,6 +5,7 @@ import pytest
 import ttir_kernels as kernels
 from ttir_run import Machine, plain
 
+from kernbench.kernels import tape
 from kernbench.kernels.builtin import store
 from kernbench.kernels.errors import KernelFault, ValuesNeeded
 from kernbench.kernels.executor import execute, prepare
@@ -134,11 +135,114 @@ def test_memory_that_was_freed_and_became_smaller_is_still_checked():
         execute(kernel, (5, 1, 1), [x, y, out, 300], machine.space)
 
 
-def test_what_memory_decides_is_never_taken_from_a_tape():
-    for text in (kernels.ragged_sum(), kernels.branches(), kernels.locked(), kernels.gather_rows()):
-        assert prepare(Kernel("kernel", text).module, 1).tapes is None
-    kernel = Kernel("ragged", kernels.ragged_sum())
-    machine = Machine()
+CHAIN = """
+module {
+  tt.func public @chain(%flags: !tt.ptr<i32>, %x: !tt.ptr<f32>, %sums: !tt.ptr<f32>, %last: i32) {
+    %c0 = arith.constant 0 : i32
+    %c1 = arith.constant 1 : i32
+    %yes = arith.constant true
+    %pid = tt.get_program_id x : i32
+    %next = arith.addi %pid, %c1 : i32
+    %xp = tt.addptr %x, %pid : !tt.ptr<f32>, i32
+    %mine = tt.load %xp : !tt.ptr<f32>
+    %waits = arith.cmpi slt, %pid, %last : i32
+    %sum = scf.if %waits -> (f32) {
+      %flag = tt.addptr %flags, %next : !tt.ptr<i32>, i32
+      scf.while : () -> () {
+        %seen = tt.atomic_rmw add, acq_rel, gpu, %flag, %c0, %yes : (!tt.ptr<i32>, i32, i1) -> i32
+        %not_yet = arith.cmpi eq, %seen, %c0 : i32
+        scf.condition(%not_yet)
+      } do {
+        scf.yield
+      }
+      %theirs = tt.addptr %sums, %next : !tt.ptr<f32>, i32
+      %before = tt.load %theirs : !tt.ptr<f32>
+      %both = arith.addf %before, %mine : f32
+      scf.yield %both : f32
+    } else {
+      scf.yield %mine : f32
+    }
+    %out = tt.addptr %sums, %pid : !tt.ptr<f32>, i32
+    tt.store %out, %sum : !tt.ptr<f32>
+    ttg.barrier all
+    %own = tt.addptr %flags, %pid : !tt.ptr<i32>, i32
+    %0 = tt.atomic_rmw exch, acq_rel, gpu, %own, %c1, %yes : (!tt.ptr<i32>, i32, i1) -> i32
+    tt.return
+  }
+}
+"""
+"""sums[pid] = x[pid] + x[pid + 1] + ...: each program waits for the one after it."""
+
+
+@pytest.mark.parametrize("case", ["a lock", "a chain", "branches"])
+def test_a_kernel_may_write_what_decides(case, read):
+    """Launches repeat where locks, flags and the like say at the start what they said; data may be other."""
+    text = {"a lock": kernels.locked(), "a chain": CHAIN, "branches": kernels.branches()}[case]
+    again, machines = Kernel("kernel", text), [Machine(), Machine()]
+    places = [(m.empty(8, "i32", "flags"), m.empty(8, name="x"), m.empty(8, name="sums")) for m in machines]
+    rng = np.random.default_rng(0)
+    x, repeated = rng.standard_normal(8), []
+    for _ in range(5):
+        if case != "branches":  # there x decides
+            x = rng.standard_normal(8)
+        start, found = rng.standard_normal(8), []
+        for kernel, machine, (flags, xs, sums) in zip((again, Kernel("kernel", text)), machines, places, strict=True):
+            machine.set(flags, np.zeros(8)), machine.set(xs, x), machine.set(sums, start)
+            args = {"a lock": [flags, xs, sums], "a chain": [flags, xs, sums, 7], "branches": [xs, 6]}[case]
+            record = execute(kernel, (8, 1, 1), args, machine.space)
+            found.append((plain(record), *(machine.get(at).tobytes() for at in (flags, xs, sums))))
+        assert found[0] == found[1]
+        repeated.append(isinstance(read[-2], Reader))
+    assert repeated == [False, False, True, True, True]
+
+
+def test_a_lock_that_is_taken_is_waited_for_in_vain_each_time():
+    kernel, machine = Kernel("locked", kernels.locked()), Machine()
+    lock, x, total = machine.empty(1, "i32"), machine.put(np.ones(4)), machine.empty(1)
+    for _ in range(3):
+        execute(kernel, (4, 1, 1), [lock, x, total], machine.space)
+    machine.set(lock, 1)
+    for _ in range(3):
+        with pytest.raises(KernelFault, match="spins on"):
+            execute(kernel, (4, 1, 1), [lock, x, total], machine.space)
+    machine.set(lock, 0), machine.set(total, 0)
+    execute(kernel, (4, 1, 1), [lock, x, total], machine.space)
+    assert machine.get(total) == 15
+
+
+def test_an_endless_loop_leaves_no_endless_tape(monkeypatch):
+    monkeypatch.setattr(tape, "MOST_BYTES", 1000)
+    kernel, machine = Kernel("chain", CHAIN), Machine()
+    flags, x, sums = machine.empty(64, "i32"), machine.put(np.ones(64)), machine.empty(64)
+    for _ in range(3):
+        machine.set(flags, np.zeros(64))
+        execute(kernel, (64, 1, 1), [flags, x, sums, 63], machine.space)
+        assert machine.get(sums)[0] == 64
+    assert prepare(kernel.module, kernel.num_stages).tapes._nbytes == 0
+
+
+@pytest.mark.parametrize("with_values", [True, False], ids=["values", "timing"])
+@pytest.mark.parametrize("text", [kernels.ragged_sum(), kernels.gather_rows()], ids=["trip counts", "addresses"])
+def test_memory_that_decides_is_looked_at(text, with_values, read):
+    """A launch repeats only where the memory that decides addresses and trip counts says what it said."""
+    again, machines = Kernel("kernel", text), [Machine(), Machine()]
+    places = [(m.put(np.ones((4, 40))), m.empty((4, 8), "i32"), m.empty((4, 8, 16))) for m in machines]
+    rng = np.random.default_rng(0)
+    draws = rng.integers(0, 3, (2, 4, 8))
+    for seed, decides in enumerate((*draws[[0, 0, 0]], draws[1], draws[0], draws[1], draws[1])):
+        values = rng.standard_normal((4, 40))
+        records = []
+        for kernel, machine, (x, index, out) in zip((again, Kernel("kernel", text)), machines, places, strict=True):
+            machine.set(x, values), machine.set(index, decides)
+            machine.space.find(out).mark_valid(0, 2**62)
+            made = execute(kernel, (4, 1, 1), [x, index, out, 16], machine.space, enable_data=with_values)
+            records.append((plain(made), machine.get(out).tobytes()))
+        assert records[0] == records[1]
+        assert isinstance(read[-2], Reader) == (seed in (2, 4, 6))
+
+
+def test_memory_that_decides_and_was_not_computed_is_missed():
+    kernel, machine = Kernel("ragged", kernels.ragged_sum()), Machine()
     x, lengths, out = machine.put(np.ones((4, 40))), machine.empty(4, "i32"), machine.empty(4)
     for n in (40, 40, 40, 7):
         machine.set(lengths, np.full(4, n))
@@ -147,3 +251,12 @@ def test_what_memory_decides_is_never_taken_from_a_tape():
     machine.space.find(lengths).invalidate()
     with pytest.raises(ValuesNeeded):
         execute(kernel, (4, 1, 1), [x, lengths, out, 40], machine.space, enable_data=False)
+
+
+def test_where_the_memory_that_decides_is_written_too_nothing_repeats(read):
+    """Two arguments, one place: what decides is what an earlier program stored."""
+    kernel, machine = Kernel("gather", kernels.gather_rows()), Machine()
+    table, both = machine.put(np.zeros((4, 40))), machine.empty((4, 8, 16), "i32")
+    for _ in range(3):
+        execute(kernel, (1, 1, 1), [table, both, both, 16], machine.space)
+    assert read == []

@@ -245,3 +245,32 @@ def leaves_nan(out, flag):
 @triton.jit
 def copied(dst, src, n):
     kl.copy(dst, src, n)
+
+
+@triton.jit
+def message_to_rank(x, rank):
+    if kl.rank() != rank:
+        kl.send(tl.load(x), 0, rank)
+
+
+@triton.jit
+def only_meet(out):
+    kl.barrier("world")
+    tl.store(out + tl.program_id(0), 1)
+
+
+@triton.jit
+def product_beside_writes(out, a, b, M, N, K, sa, sb, ka, kb, BLOCK: tl.constexpr, STEP: tl.constexpr):
+    """out = a @ b, both of which the programs write to, elsewhere, before they meet."""
+    p = tl.program_id(0)
+    tl.store(a + M * K + p, 1.0)
+    tl.store(b + N * K + p, 1.0)
+    kl.barrier()
+    m, n, k = p * BLOCK + tl.arange(0, BLOCK), tl.arange(0, BLOCK), tl.arange(0, STEP)
+    acc = tl.full((BLOCK, BLOCK), 0.5, tl.float32)
+    for at in range(0, K, STEP):
+        inside = k < K - at
+        x = tl.load(a + m[:, None] * sa + (at + k)[None, :] * ka, mask=(m < M)[:, None] & inside[None, :], other=0.0)
+        y = tl.load(b + (at + k)[:, None] * kb + n[None, :] * sb, mask=inside[:, None] & (n < N)[None, :], other=0.0)
+        acc = tl.dot(x, y, acc)
+    tl.store(out + m[:, None] * N + n[None, :], acc, mask=(m < M)[:, None] & (n < N)[None, :])

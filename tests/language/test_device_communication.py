@@ -3,8 +3,11 @@
 from functools import cache
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 pytest.importorskip("triton")
 import comm_kernels as kernels
@@ -20,6 +23,7 @@ from kernbench.sim_engine import native
 from kernbench.sim_engine.bound import Activity
 from kernbench.sim_engine.overlap import span_ps
 
+FLOATS = [np.float16, np.float32, ml_dtypes.bfloat16]
 BENCHES = Path(__file__).parents[2] / "benches"
 
 
@@ -334,21 +338,21 @@ def test_what_a_wait_waits_for():
     def write(value, before, program, adds=True, launch=0):
         signalled(word, 0, Write(value, adds, (0, launch, program, 0), 0), before)
 
-    def programs(found, holds):
-        return [(token[1], token[2]) for token in satisfied_by(word, 0, found, holds)]
+    def programs(found, *condition):
+        return [(write.token[1], write.token[2]) for write in satisfied_by(word, 0, found, *condition)]
 
-    assert programs(0, lambda x: x == 0) == []
+    assert programs(0, "eq", 0) == []
     for i in range(3):
         write(i + 1, i, i)
-    assert programs(3, lambda x: x >= 2) == [(0, 0), (0, 1)]
-    assert programs(3, lambda x: x >= 0) == []  # held before anybody signalled
+    assert programs(3, "ge", 2) == [(0, 0), (0, 1)]
+    assert programs(3, "ge", 0) == []  # held before anybody signalled
     write(0, 3, 9, adds=False)
     write(1, 0, 4)
-    assert programs(1, lambda x: x == 1) == [(0, 4), (0, 9)]  # not the first time it was 1
+    assert programs(1, "eq", 1) == [(0, 4), (0, 9)]  # not the first time it was 1
     write(2, 1, 5, launch=1)
-    assert programs(2, lambda x: x == 2) == [(1, 5)]  # the launch before it on the same stream is over
+    assert programs(2, "eq", 2) == [(1, 5)]  # the launch before it on the same stream is over
     write(8, 7, 6)  # reset to 7 by other means
-    assert programs(8, lambda x: x == 8) == [(0, 6)]
+    assert programs(8, "eq", 8) == [(0, 6)]
 
 
 @pytest.mark.parametrize("name", ["ag_gemm", "gemm_rs"])
@@ -358,3 +362,22 @@ def test_fused_kernels(name):
     shape = {"m": "4096", "n": "16384", "k": "1024"} if name == "ag_gemm" else {"m": "4096", "n": "4096", "k": "4096"}
     timed = bench.run(BENCHES / f"{name}.py", "ahbm-4sip", params=shape, enable_data=False)
     assert span_ps(timed.timeline, "unfused") > 1.15 * span_ps(timed.timeline, "fused")
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.integers(1, 40), st.integers(1, 16), st.integers(1, 70), st.booleans(), st.booleans(), st.sampled_from(FLOATS)
+)
+def test_products_of_what_a_launch_also_writes(m, n, k, a_by_columns, b_by_columns, dtype):
+    rng = np.random.default_rng(m * n * k)
+    x, y = (rng.standard_normal(shape).astype(ml_dtypes.finfo(dtype).dtype) for shape in ((m, k), (k, n)))
+    room = np.zeros(3, x.dtype)
+    with StandaloneDevice() as device:
+        a = device.array(np.concatenate([np.ravel(x, "F" if a_by_columns else "C"), room]))
+        b = device.array(np.concatenate([np.ravel(y, "F" if b_by_columns else "C"), room]))
+        out = device.empty((m, n), "f32")
+        sa, ka = (1, m) if a_by_columns else (k, 1)
+        sb, kb = (k, 1) if b_by_columns else (1, n)
+        kernels.product_beside_writes[(3,)](out, a, b, m, n, k, sa, sb, ka, kb, BLOCK=16, STEP=16)
+    want = x.astype(np.float64) @ y.astype(np.float64) + 0.5
+    np.testing.assert_allclose(out.numpy(), want, rtol=1e-5, atol=1e-5)

@@ -121,6 +121,40 @@ def test_a_message_that_nobody_receives(device):
         kernels.never_received[(2,)](device.empty((1,), "f32"))
 
 
+@pytest.mark.parametrize("receiver", ["is over first", "is over last", "has no programs", "never launches"])
+def test_a_message_that_nobody_of_another_rank_receives(receiver):
+    def worker(ctx, rank):
+        ctx.distributed.init_process_group()
+        x = ctx.zeros(1, dtype="f32")
+        if (rank == 0) == (receiver == "is over last"):
+            ctx.distributed.barrier()
+        if rank == 0 or receiver != "never launches":
+            kernels.message_to_rank[(0 if rank and "no" in receiver else 1,)](x, 1)
+        if (rank == 1) == (receiver == "is over last"):
+            ctx.distributed.barrier()
+
+    errors = errors_of(worker)
+    said = "kernel 'message_to_rank': program 0 of rank 0 sent program 0 of rank 1 a message that it never received"
+    assert any(said in str(error) for error in errors.values()) and len(errors) == 1
+
+
+def test_an_empty_grid_takes_its_turn():
+    """The launches of each round belong together, and a barrier waits for the programs that there are."""
+    met = {}
+
+    def worker(ctx, rank):
+        x, got, out = ctx.full((4, 16), rank, dtype="f32"), ctx.zeros(4, 16, dtype="f32"), ctx.zeros(4, dtype="i32")
+        kernels.only_meet[(4 * rank,)](out)
+        kernels.message_to_next_rank[(4,)](got, x, 16)
+        met[rank] = out.numpy().tolist(), set(got.numpy().ravel().tolist())
+
+    for seed in (None, 1, 2, 3):
+        with RuntimeContext.open(MACHINE, shuffle=seed) as ctx:
+            ctx.multiprocessing.spawn(lambda rank: worker(ctx, rank), nprocs=2)
+            ctx.timeline()
+        assert met == {0: ([0] * 4, {1.0}), 1: ([1] * 4, {0.0})}
+
+
 def test_a_flag_that_is_no_signal(device):
     with pytest.raises(KernelFault, match=r"became 1 by a plain store or atomic.*change flags with signal"):
         kernels.plain_flag[(2,)](device.empty((1,), "i32"))

@@ -69,7 +69,7 @@ def alignment(c: Compiler, op: Op) -> None:
                     f"Pad the rows to a multiple of {ALIGNED // width} elements, or load through pointers.",
                 )
 
-    c.code.full.append(step)
+    c.check(step, op.operands)
 
 
 def _column(x: Any) -> np.ndarray:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
 from kernbench.kernels.descriptors import MARK
 from kernbench.kernels.errors import KernelFault
+from kernbench.kernels.magnitude import beyond, makes
 from kernbench.kernels.numerics import NARROW, rounded
 from kernbench.kernels.ops_int import BITS, in_full
 from kernbench.kernels.plan import CARRIER, Compiler, Frame, Probe, element, where
@@ -20,8 +23,12 @@ from kernbench.kernels.sanitize import Checks, NumericWarning
 from kernbench.kernels.sanitize.alignment import alignment
 from kernbench.kernels.sanitize.watch import coordinates
 from kernbench.kernels.slices import needed_sources
-from kernbench.kernels.ttir import Function, Op, Tensor, Value
+from kernbench.kernels.ttir import Function, Op, Pointer, Tensor, Value
 from kernbench.kernels.values import AxisSum
+from kernbench.memory import Allocation
+
+if TYPE_CHECKING:
+    from kernbench.kernels.ops_memory import Access
 
 _WIDE: dict[str, tuple[str, Callable[[Any, Any], Any]]] = {
     "arith.addi": ("+", lambda a, b: a + b),
@@ -42,6 +49,8 @@ PROBED = frozenset({"nan", "overflow", "alignment"})
 """Checks that have steps of their own."""
 _WHOLE = frozenset({"tt.dot", "tt.reduce", "tt.scan"})
 """Operations whose elements depend on many elements of their operands."""
+_told: WeakSet[Allocation] = WeakSet()
+"""Memory whose NaNs somebody was told of: who reads them on is not the one to look at."""
 
 
 @contextmanager
@@ -137,19 +146,9 @@ def overflow(c: Compiler, op: Op) -> None:
             "Make one side 64 bits wide first, as in pid.to(tl.int64)."
         )
 
-    c.code.full.append(step)
+    c.check(step, (*op.operands, *op.results))
     if op.results[0] in c.needed:
         c.code.timing.append(step)
-
-
-def finite(x: Any) -> bool:
-    """Whether all values are finite. False may also mean "too large to tell by their squares"."""
-    if isinstance(x, np.ndarray):
-        if x.dtype.kind == "f" and x.flags.c_contiguous:
-            flat = x.reshape(-1)
-            return bool(np.isfinite(flat.dot(flat)))
-        return bool(np.isfinite(x).all())
-    return bool(np.isfinite(x))
 
 
 def origin(c: Compiler, op: Op) -> None:
@@ -159,24 +158,27 @@ def origin(c: Compiler, op: Op) -> None:
 
     def step(f: Frame) -> None:
         x = f.v[out]
-        if finite(x) or f.launch.watch is None:
+        if not beyond(x) or f.launch.watch is None:
             return
         x = np.asarray(x)
         operands = [np.asarray(f.v[s]) for s in slots]
-        for kind, made, had in (
-            ("NaN", np.isnan(x), [np.isnan(v) for v in operands]),
-            ("inf", np.isinf(x), [~np.isfinite(v) for v in operands]),
-        ):
-            if not made.any():
-                continue
-            if whole:
-                made, had = rows(made, f), [rows(h, f) for h in had]
-            for h in had:
-                made = made & ~h
-            if made.any():
-                remember(f, op, kind, made)
+        nan, inf = (True, True) if whole else makes(x, operands)
+        if nan:
+            note(f, "NaN", np.isnan(x), [np.isnan(v) for v in operands], operands)
+        if inf:
+            note(f, "inf", np.isinf(x), [~np.isfinite(v) for v in operands], operands)
 
-    c.code.full.append(step)
+    def note(f: Frame, kind: str, made: Any, had: list[Any], operands: list[Any]) -> None:
+        if not made.any():
+            return
+        if whole:
+            made, had = rows(made, f), [rows(h, f) for h in had]
+        for h in had:
+            made = made & ~h
+        if made.any():
+            remember(f, op, kind, made, () if whole else operands)
+
+    c.check(step)
 
 
 def rows(x: NDArray[np.bool_], f: Frame) -> NDArray[np.bool_]:
@@ -184,14 +186,21 @@ def rows(x: NDArray[np.bool_], f: Frame) -> NDArray[np.bool_]:
     return np.asarray(x.reshape(len(x), -1).any(axis=1)) if x.ndim else x.reshape(1)
 
 
-def remember(f: Frame, op: Op, kind: str, made: NDArray[np.bool_]) -> None:
-    """Write down the first element of each program that has one."""
+def remember(f: Frame, op: Op, kind: str, made: NDArray[np.bool_], operands: Sequence[NDArray[Any]] = ()) -> None:
+    """Write down the first element of each program that has one, and what an elementwise operation made it of."""
     watch = f.launch.watch
-    made = made.reshape(len(made), -1) if made.ndim else made.reshape(1, 1)
+    shape = made.shape or (1,)
+    made = made.reshape(shape[0], -1)
     numbers = watch.programs(f)
-    for p in np.flatnonzero(made.any(axis=1)).tolist():
-        for number in [numbers[p]] if len(made) == f.count else numbers:
-            watch.origins.setdefault((op, int(number)), (len(watch.origins), kind, int(made[p].argmax())))
+    which = np.flatnonzero(made.any(axis=1))
+    at = made[which].argmax(axis=1)
+    place = (which, *np.unravel_index(at, shape[1:])) if len(shape) > 1 else (which,)
+    of = [np.broadcast_to(v, shape)[place] for v in operands]
+    if len(made) != f.count:  # all programs make the same
+        at, of = np.repeat(at, f.count), [np.repeat(v, f.count) for v in of]
+    else:
+        numbers = numbers[which]
+    watch.origins.add(op, kind, numbers, at, of)
 
 
 def fused(c: Compiler, op: Op) -> None:
@@ -202,7 +211,7 @@ def fused(c: Compiler, op: Op) -> None:
 
     def step(f: Frame) -> None:
         watch = f.launch.watch
-        if watch is None or all(finite(f.v[r]) for _, r in pairs):
+        if watch is None or not any(beyond(f.v[r]) for _, r in pairs):
             return
         read = [(o, found) for o in body if o.name == "tt.load" for found in watch.fused.get(o, {}).values()]
         if not read:
@@ -215,12 +224,12 @@ def fused(c: Compiler, op: Op) -> None:
                 return
         for start, result in pairs:
             x = np.asarray(f.v[result])
-            if finite(f.v[start]):
+            if not beyond(f.v[start]):
                 for kind, made in (("NaN", np.isnan(x)), ("inf", np.isinf(x))):
                     if made.any():
                         remember(f, dot, kind, made)
 
-    c.code.full.append(step)
+    c.check(step)
 
 
 def store(c: Compiler, op: Op) -> None:
@@ -230,47 +239,112 @@ def store(c: Compiler, op: Op) -> None:
     a = access_of(c, op, 2)
     value = op.operands[1]
     slot, name = c.slot(value), element(value.type)
+    most = float(ml_dtypes.finfo(NARROW[name][1]).max) if name in NARROW else None
     function = c.function
+    arguments, sources = Arguments(c), reaches(function, value)
+    inputs = [
+        (o, c.argument(o.operands[0]))
+        for o in function.walk()
+        if o.name == "tt.load" and o.results[0] in sources and _is_float(o.results[0])
+    ]
 
     def step(f: Frame) -> None:
         watch = f.launch.watch
         x = f.v[slot]
-        if watch is None or (finite(x) and (name not in NARROW or np.isfinite(rounded(np.asarray(x), name)).all())):
+        if watch is None or not beyond(x, most):
             return
-        _, keep = a.window(f).lanes()
+        w = a.window(f) if f.launch.known is None else f.launch.known.latest
+        keep = w.kept()
         x = np.asarray(x)
         x = x.reshape(-1, 1) if a.scalar else x.reshape((len(x) if x.ndim else 1, *x.shape[1:]))
         after = rounded(x, name) if name in NARROW else x
         shape = (max(len(keep), len(x)), *a.dims)
-        bad = np.broadcast_to(~np.isfinite(after), shape).reshape(shape[0], -1) & keep.reshape(len(keep), -1)
-        if not bad.any():
+        bad = np.broadcast_to(~np.isfinite(after), shape)
+        if w.masked():
+            bad = bad & keep.reshape((len(keep), *(a.dims if w.dims != a.dims else keep.shape[1:])))
+        bad = bad.reshape(shape[0], -1)
+        programs = np.flatnonzero(bad.any(axis=1))
+        if not len(programs):
             return
-        overflows = np.broadcast_to(np.isfinite(x), shape).reshape(shape[0], -1)
-        sources, numbers = reaches(function, value), watch.programs(f)
-        for p in np.flatnonzero(bad.any(axis=1)).tolist():
-            lane, number = int(bad[p].argmax()), int(numbers[p if shape[0] == f.count else 0])
-            known = [
-                (*found, o)
-                for (o, program), found in watch.origins.items()
-                if program == number and any(r in sources for r in o.results)
-            ]
-            if known:
-                _, kind, at, source = min(known, key=lambda k: k[0])
-                reason = f"{source.name} makes the first {kind} of finite operands (element {at} of its block)"
-            elif overflows[p, lane]:
-                source, reason = op, f"a finite value is too large for {name} and becomes inf (element {lane})"
-            else:
-                continue
-            if source in watch.warned:
+        lanes = bad[programs].argmax(axis=1)
+        place = (programs, *np.unravel_index(lanes, a.dims))
+        too_large, nan = (np.broadcast_to(m(v), shape)[place] for m, v in ((np.isfinite, x), (np.isnan, after)))
+        numbers = watch.programs(f)[programs if shape[0] == f.count else np.zeros_like(programs)]
+        origins = watch.origins.first(sources, numbers)
+        if any(source is None and nan[i] and not too_large[i] for i, source in enumerate(origins)):
+            brought(f, a, inputs, arguments)
+        for i, source in enumerate(origins):
+            if source is None and too_large[i]:
+                source = op
+            if source is None or source in watch.warned:
                 continue
             watch.warned.add(source)
+            tell(f, a, arguments)
+            lane, number = int(lanes[i]), int(numbers[i])
+            reason = f"a finite value is too large for {name} and becomes inf (element {lane})"
+            if source is not op:
+                reason = watch.origins.describe(source, number)
             text = (
                 f"{where(source.loc)}: kernel '{f.launch.name}', program {coordinates(number, watch.grid)}: {reason}; "
-                f"it reaches '{a.argument or 'memory'}' at {where(op.loc)}, element {lane} of the stored block. "
-                "Look at the operands of that line: a division by zero, a logarithm of 0, inf - inf, too large a sum."
+                f"it reaches '{a.argument or 'memory'}' at {where(op.loc)}, element {lane} of the stored block."
             )
             if watch.checks.nan == "fault":
                 raise KernelFault(text)
             warnings.warn(text, NumericWarning, stacklevel=2)
 
-    c.code.full.append(step)
+    c.check(step)
+
+
+class Arguments:
+    """The memory that pointer arguments of a kernel name."""
+
+    def __init__(self, c: Compiler) -> None:
+        self._numbers = {arg.name: i for i, arg in enumerate(c.function.args) if isinstance(arg.type, Pointer)}
+
+    def memory(self, f: Frame, name: str) -> tuple[Allocation, int] | None:
+        """The allocation that an argument lies in, and where in it."""
+        if name not in self._numbers:
+            return None
+        address = f.launch.arguments[self._numbers[name]]
+        owner = f.launch.space.find(address)
+        return None if owner is None else (owner, address - owner.base)
+
+
+def brought(f: Frame, a: Access, inputs: Sequence[tuple[Op, str]], arguments: Arguments) -> None:
+    """Tell that a NaN which a store puts into memory was in an argument already: once, and not where an earlier launch
+    was told to make it. Never a fault, since this kernel does not make it.
+
+    Args:
+        inputs: the loads that the stored value comes from, and the argument that each reads.
+    """
+    watch = f.launch.watch
+    if a.op in watch.warned:
+        return
+    for load, name in inputs:
+        found = arguments.memory(f, name)
+        if found is None or found[0].base in f.launch.written:
+            continue
+        owner, offset = found
+        kind = element(load.results[0].type)
+        storage = np.dtype(NARROW[kind][1] if kind in NARROW else CARRIER[kind])
+        held = owner.bytes[offset:]
+        bad = np.isnan(held[: held.nbytes // storage.itemsize * storage.itemsize].view(storage))
+        if bad.any():
+            watch.warned.add(a.op)
+            if owner not in _told:
+                warnings.warn(
+                    f"{where(load.loc)}: kernel '{f.launch.name}': a NaN comes in: element {int(bad.argmax())} of "
+                    f"'{name}' was one before the launch; it reaches '{a.argument or 'memory'}' at "
+                    f"{where(a.op.loc)}. Look at who wrote it.",
+                    NumericWarning,
+                    stacklevel=2,
+                )
+            tell(f, a, arguments)
+            return
+
+
+def tell(f: Frame, a: Access, arguments: Arguments) -> None:
+    """Remember that the NaNs a store writes were reported."""
+    found = arguments.memory(f, a.argument)
+    if found is not None:
+        _told.add(found[0])

@@ -12,6 +12,7 @@ unordered.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 Events = NDArray[np.int32]
 _LIMIT = 1 << 30
 """Events before the numbers start over."""
-FLAGS = frozenset({"kb.signal", "kb.wait"})
 MANY_LANES = 64
 """An atomic on more lanes keeps one clock for its whole allocation: it may order too much, never too little."""
 
@@ -58,7 +58,7 @@ class Shadow:
     def tiles(self, w: Window, origin: int) -> Tiles | Span:
         """Where a window's elements are in the maps; elements of several granules get one axis more."""
         g = self.granule
-        if w.programs == 1 and w.rest is None and w.itemsize == g and (w.dims == (1,) or w.terms == (g,)):
+        if w.programs == 1 and w.itemsize == g and w.is_row:
             return Span(int(w.base[0] - origin) // g, int(w.lo[0, 0]), int(w.hi[0, 0]), w.dims)
         base = (w.base - origin) // g * 4
         offsets = [vector(t, n) // g * 4 for t, n in zip(w.terms, w.dims, strict=True)]
@@ -127,14 +127,12 @@ class Races:
         self._released: dict[int, NDArray[np.int32]] = {}
         """Address -> the clock that the next acquire there takes over."""
         self._dense = True
-        """No other launch has had events since the first: those of other ranks, which run in between, have."""
+        """No other launch has had events since the first."""
         self._running = -1
         self._known = np.zeros(grid[0] * grid[1] * grid[2] if ordered else 0, np.int32)
         """int32[programs]: how much of each other program the running one knows to be done."""
         self._paused: dict[int, NDArray[np.int32]] = {}
         """The same of programs whose turn it is not."""
-        self._gathered: dict[int, NDArray[np.int32]] = {}
-        """Barrier -> what all who have come to it know."""
 
     def touch(
         self, a: Access, w: Window, allocation: Allocation, programs: NDArray[np.int64], loads: bool, stores: bool
@@ -144,14 +142,19 @@ class Races:
         Raises:
             KernelFault: a race; the message names both programs and lines, the argument and the element.
         """
+        if self.ordered and w.programs == 1 and w.is_row:
+            low, count = int(w.lo[0, 0]), int(w.hi[0, 0] - w.lo[0, 0])
+            start = int(w.base[0]) + low * w.itemsize
+            if count <= 0 or self.row(a, allocation, start, count, int(programs[0]), loads, stores):
+                return
         active = w.active()
         if not active.any():
             return
-        atomic = (loads and stores) or a.op.name in FLAGS or bool(a.op.attrs.get("isVolatile"))
+        atomic = (loads and stores) or bool(a.op.attrs.get("isVolatile"))
         if self.ordered:
             self._turn(int(programs[0]))
             if atomic:
-                self._acquire(a, w, allocation)
+                self._acquire(a, self._places(w, allocation))
         shared = w.programs == 1 and len(programs) > 1
         if shared and stores and not atomic:
             raise self._fault(a, w, allocation, self._first(w), programs[0], programs[1], a, True)
@@ -177,7 +180,63 @@ class Races:
         else:
             self._read(shadow, tiles, column, programs[1:2] if shared else None, a, atomic)
         if self.ordered and atomic:
-            self._release(a, w, allocation)
+            self._release(a, self._places(w, allocation))
+
+    def row(
+        self, a: Access, allocation: Allocation, start: int, count: int, program: int, loads: bool, stores: bool
+    ) -> bool:
+        """:meth:`touch` of elements side by side by one program, where programs run one by one. False: it takes a
+        closer look, and nothing is written down."""
+        shadow, g = _shadows.get(allocation), a.itemsize
+        first, rest = divmod(start - allocation.base, g)
+        atomic = (loads and stores) or bool(a.op.attrs.get("isVolatile"))
+        if shadow is None or shadow.granule != g or rest or not self._dense or (atomic and count > 1):
+            return False
+        self._turn(program)
+        if atomic:
+            self._acquire(a, (start,))
+        entries, maps = slice(first, first + count), shadow.maps
+        for name in ("writes", "reads", "others") if stores else ("writes",):
+            if name in maps and not self._known_to_be_done(maps[name][entries], program, atomic):
+                return False
+        event = self._events(np.array([program]), a, "atomic" if atomic else "store" if stores else "load")[0]
+        if stores:
+            shadow.map("writes").view(np.int32)[entries] = event
+        else:
+            reads = shadow.map("reads").view(np.int32)[entries]
+            if int(reads[0] if count == 1 else reads.max()) >= self.first:
+                others = shadow.map("others").view(np.int32)[entries]
+                live = reads >= self.first
+                live &= self._owners[np.where(live, reads - self.first, 0)] != program
+                np.copyto(others, reads, where=live)
+            reads[...] = event
+        if atomic:
+            self._release(a, (start,))
+        return True
+
+    def meet(self, a: Access, address: int, program: int) -> None:
+        """A program's atomic on an element that nothing but atomics touches: it orders, and races with nobody."""
+        self._turn(program)
+        self._acquire(a, (address,))
+        self._release(a, (address,))
+
+    def _known_to_be_done(self, events: Events, program: int, atomic: bool) -> bool:
+        """Whether a program comes after others' events, or need not."""
+        latest = int(events[0] if len(events) == 1 else events.max())
+        if latest < self.first:
+            return True
+        found: Any = latest - self.first
+        if len(events) == 1 or int(events.min()) == latest:
+            owner = int(self._owners[found])
+            return bool(
+                owner == program or self._log[1, found] <= self._known[owner] or (atomic and self._log[2, found])
+            )
+        found = events[events >= self.first] - self.first
+        owner = self._owners[found]
+        bad = (owner != program) & (self._log[1][found] > self._known[owner])
+        if atomic:
+            bad &= self._log[2][found] == 0
+        return not np.any(bad)
 
     def _read(self, shadow: Shadow, tiles: Tiles | Span, column: Events, second: Any, a: Access, atomic: bool) -> None:
         """Remember who reads: the latest, and somebody else where there was one."""
@@ -292,39 +351,21 @@ class Races:
         if self._running == program:
             self._running = -1
 
-    def acquired(self, a: Access, w: Window, allocation: Allocation, program: int) -> None:
-        """A program has waited for a flag: it knows what those who signalled it knew."""
-        if self.ordered:
-            self._turn(program)
-            self._acquire(a, w, allocation)
-
-    def arrived(self, program: int, barrier: object) -> None:
-        """A program has come to a barrier."""
-        self._turn(program)
-        before = self._gathered.get(id(barrier))
-        self._gathered[id(barrier)] = self._known.copy() if before is None else np.maximum(before, self._known)
-        self._known[program] += 1
-
-    def released(self, program: int, barrier: object) -> None:
-        """It goes on: it knows what all knew that have come."""
-        self._turn(program)
-        np.maximum(self._known, self._gathered[id(barrier)], out=self._known)
-
     def _places(self, w: Window, allocation: Allocation) -> list[int]:
         address, keep = w.lanes()
         places = address[keep]
         return sorted(set(places.tolist())) if len(places) <= MANY_LANES else [-allocation.base - 1]
 
-    def _acquire(self, a: Access, w: Window, allocation: Allocation) -> None:
-        if _semantics(a) in ("acquire", "acq_rel"):
-            for place in self._places(w, allocation):
+    def _acquire(self, a: Access, places: Sequence[int]) -> None:
+        if semantics(a) in ("acquire", "acq_rel"):
+            for place in places:
                 if place in self._released:
                     np.maximum(self._known, self._released[place], out=self._known)
 
-    def _release(self, a: Access, w: Window, allocation: Allocation) -> None:
-        if _semantics(a) not in ("release", "acq_rel") or a.op.name in ("tt.load", "kb.wait"):
+    def _release(self, a: Access, places: Sequence[int]) -> None:
+        if semantics(a) not in ("release", "acq_rel") or a.op.name == "tt.load":
             return
-        for place in self._places(w, allocation):
+        for place in places:
             before = self._released.get(place)
             self._released[place] = self._known.copy() if before is None else np.maximum(before, self._known)
         self._known[self._running] += 1
@@ -355,7 +396,7 @@ class Races:
         )
 
 
-def _semantics(a: Access) -> str:
+def semantics(a: Access) -> str:
     """An atomic's memory order."""
     if a.op.name == "tt.load":
         return "acquire"

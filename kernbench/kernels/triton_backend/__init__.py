@@ -1,6 +1,6 @@
 """KernBench as a Triton backend: Triton lowers a kernel to TTIR, and KernBench runs and records it.
 
-Triton finds this package through its entry point ``triton.backends``. It never becomes Triton's default on its own:
+Triton finds this package through its entry point ``triton.backends``. It never takes another driver's place on its own:
 while a KernBench context is open it is Triton's active driver, and when the context closes, the driver that was there
 before is put back. That is done with ``set_active``, which every supported Triton has (``TRITON_DEFAULT_BACKEND`` only
 came with 3.7), leaves no trace in the environment, and works on machines with a GPU.

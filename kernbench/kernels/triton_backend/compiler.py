@@ -10,18 +10,18 @@ from triton._C.libtriton import ir, passes
 
 from kernbench.kernels.errors import KernelError
 from kernbench.kernels.kernel import Kernel
-from kernbench.kernels.triton_backend import NAME, impersonated
+from kernbench.kernels.triton_backend import NAME, gpus, impersonated
 
 _DEFAULTS: dict[str, Any] = {
     "num_stages": 3,
     # Read by Triton's front end.
-    "supported_fp8_dtypes": ("fp8e4b8", "fp8e4nv", "fp8e5", "fp8e5b16"),
+    "supported_fp8_dtypes": ("fp8e4b15", "fp8e4b8", "fp8e4nv", "fp8e5", "fp8e5b16"),
     "deprecated_fp8_dtypes": (),
     "deprecated_fp8_dot_operand_dtypes": (),
     "default_dot_input_precision": "ieee",
     "allowed_dot_input_precisions": ("ieee", "tf32", "tf32x3", "bf16x3", "bf16x6"),
     "max_num_imprecise_acc_default": 0,
-    "sanitize_overflow": False,
+    "sanitize_overflow": None,
     "debug": False,
     "backend_name": NAME,
     "arch": "ttir",
@@ -63,13 +63,11 @@ class Options:
     def __init__(self, given: dict[str, Any]) -> None:
         known = {name: given[name] for name in _DEFAULTS if given.get(name) is not None}
         self.__dict__.update(_DEFAULTS | known)
+        if given.get("sanitize_overflow") is None:
+            self.__dict__["sanitize_overflow"] = self.__dict__["debug"]  # asserts are left out without ``debug``
 
     def hash(self) -> str:
         return "_".join(f"{name}-{value}" for name, value in sorted(self.__dict__.items()))
-
-
-def _unsupported_fp8(*_args: Any, **_kwargs: Any) -> Any:
-    raise NotImplementedError("fp8e4b15 is not supported: use fp8e4nv (float8_e4m3fn) or fp8e5 (float8_e5m2) instead")
 
 
 def to_ttir(module: Any) -> Any:
@@ -109,10 +107,14 @@ class KernBenchBackend(base.BaseBackend):
 
     def hash(self) -> str:
         # Triton's disk cache keeps a target with each kernel, so kernels of different targets must not be mixed up.
-        return f"{NAME}-ttir-2-{self.target.backend}-{self.target.arch}"
+        return f"{NAME}-ttir-3-{self.target.backend}-{self.target.arch}"
 
     def parse_options(self, options: dict) -> Options:
-        return Options(options)
+        made = Options(options)
+        warps = made.__dict__["num_warps"]
+        if self.target.backend != NAME and (warps < 1 or warps & (warps - 1)):
+            raise AssertionError(f"num_warps={warps} must be a power of 2")  # what Triton raises for a GPU
+        return made
 
     def add_stages(self, stages: dict, options: Options, language: Any = None) -> None:
         if language is not None and language.name != "TRITON":
@@ -121,8 +123,11 @@ class KernBenchBackend(base.BaseBackend):
         def finish(module: Any, metadata: dict) -> bytes:
             text = str(module)
             metadata["name"] = module.get_entry_func_name()
-            # Host code written for GPUs divides by it; Triton itself need not check it (see the driver).
-            metadata["shared"] = 0 if self.target.backend == NAME else scratchpad(text, options.num_stages)
+            # Host code written for GPUs divides what a GPU has by it, and expects at least 1. The limit is the
+            # machine's scratchpad, which a launch checks.
+            metadata["shared"] = 0
+            if self.target.backend == "cuda":
+                metadata["shared"] = min(scratchpad(text, options.num_stages), gpus.shared_memory(self.target.arch))
             return text.encode()
 
         stages["ttir"] = lambda module, metadata: to_ttir(module)
@@ -137,7 +142,9 @@ class KernBenchBackend(base.BaseBackend):
         return {"triton.language.extra.libdevice": libdevice}
 
     def get_codegen_implementation(self, options: Options) -> dict[str, Any]:
-        return {"convert_custom_types": _unsupported_fp8, "min_dot_size": lambda lhs, rhs: (1, 1, 1)}
+        from triton.language.extra.cuda import convert_custom_float8_sm80
+
+        return {"convert_custom_types": convert_custom_float8_sm80, "min_dot_size": lambda lhs, rhs: (1, 1, 1)}
 
     def pack_metadata(self, metadata: Any) -> tuple[int]:
         return (metadata.num_stages,)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import os
 import re
+import sys
+import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,15 +22,12 @@ from kernbench.kernels.descriptors import PAD_NAN, PADDING
 from kernbench.kernels.foreign import HostArray
 from kernbench.kernels.kernel import Kernel
 from kernbench.kernels.launch import launch
-from kernbench.kernels.triton_backend import NAME, impersonated, tuning
+from kernbench.kernels.triton_backend import NAME, gpus, impersonated, tuning
 
+_one_thread = threading.RLock()
+"""Threads take turns at launching: the device's record and memory belong to all of them."""
 _tuners: weakref.WeakSet[Any] = weakref.WeakSet()
 """Autotuners that chose by simulated time. What they chose holds for one context's machine only."""
-
-GPU_PROPERTIES = {"warpSize": 32, "max_num_regs": 65536}
-"""What GPUs have and no PE has: host code divides by it to choose a grid."""
-GPU_REGISTERS = 32
-"""Registers a thread, of any kernel: as many as leave a GPU of the last ten years full."""
 
 
 class _Utils:
@@ -36,12 +35,22 @@ class _Utils:
 
     def load_binary(self, name: str, binary: bytes, shared: int, device: Any) -> tuple[None, bytes, int, int, int]:
         # No module: Triton would ask whichever driver is active when it dies to unload it.
-        return None, binary, GPU_REGISTERS if impersonated else 0, 0, 2**30
+        return None, binary, gpus.REGISTERS_A_THREAD if impersonated else 0, 0, 2**30
 
     def get_device_properties(self, device: Any) -> dict[str, int]:
         # Scratchpad is checked at launch, against the machine of the rank that launches.
-        known = {"max_shared_mem": 2**62, "multiprocessor_count": devices.current().target.pes, "warpSize": 1}
-        return known | GPU_PROPERTIES if impersonated else known
+        target = devices.current().target
+        if not impersonated:
+            return {"max_shared_mem": 2**62, "multiprocessor_count": target.pes, "warpSize": 1}
+        return {
+            "max_shared_mem": gpus.shared_memory(impersonated[-1][1]),
+            "max_num_regs": gpus.REGISTERS,
+            "multiprocessor_count": target.pes,
+            "warpSize": gpus.WARP,
+            "sm_clock_rate": round(target.gemm_clock / 1e3),
+            "mem_clock_rate": gpus.memory_clock(target.hbm_bandwidth),
+            "mem_bus_width": gpus.MEMORY_BUS,
+        }
 
 
 class Launcher:
@@ -82,13 +91,14 @@ class Launcher:
             text = padding_written(relocated(function.decode(), self.file), padded)
             kernel = Kernel(self.name, text, self.num_stages, self.constexprs, names=self.names)
             self.kernels[padded] = kernel
-        tuning.launching(kernel)
-        if enter_hook is not None:
-            enter_hook(launch_metadata)
         values = [args[i] for i in self.runtime] if self.flat else list(_flatten(self.kinds, args))
-        launch(kernel, (grid_x, grid_y, grid_z), values)
-        if exit_hook is not None:
-            exit_hook(launch_metadata)
+        with _one_thread:
+            tuning.launching(kernel)
+            if enter_hook is not None:
+                enter_hook(launch_metadata)
+            launch(kernel, (grid_x, grid_y, grid_z), values)
+            if exit_hook is not None:
+                exit_hook(launch_metadata)
 
 
 def launcher(source: Any, metadata: Any) -> Launcher:
@@ -215,10 +225,14 @@ class KernBenchDriver(base.DriverBase):
 
     @classmethod
     def is_active(cls) -> bool:
-        """Whether Triton should choose this driver unasked: only where the user's environment says so."""
-        return os.environ.get("TRITON_DEFAULT_BACKEND") == NAME
+        """Whether Triton should choose this driver unasked: as the impersonated GPU's, where the environment says so,
+        and, so that a launch outside of a context says what to do, in a program that uses KernBench and has no other.
+        """
+        return bool(impersonated) or _asked_for() or ("kernbench.runtime_api" in sys.modules and not _others_active())
 
     def get_current_target(self) -> GPUTarget:
+        if not devices.is_active() and not _asked_for():
+            devices.current()  # raises: what else Triton does first would hide why it cannot launch
         return GPUTarget(*impersonated[-1], 32) if impersonated else GPUTarget(NAME, "ttir", 1)
 
     def get_current_device(self) -> str:
@@ -242,8 +256,8 @@ class KernBenchDriver(base.DriverBase):
 
             return torch.cuda
         raise NotImplementedError(
-            "KernBench has no torch device interface: call triton.testing.do_bench through its module inside the "
-            "context (it then returns simulated milliseconds), or time with the runtime's events"
+            "KernBench has no torch device interface: inside a context triton.testing.do_bench returns simulated "
+            "milliseconds, and so do the runtime's events"
         )
 
     def map_python_to_cpp_type(self, ty: str) -> str:
@@ -251,6 +265,14 @@ class KernBenchDriver(base.DriverBase):
 
     def get_benchmarker(self) -> Any:
         return simulated_time
+
+
+def _asked_for() -> bool:
+    return os.environ.get("TRITON_DEFAULT_BACKEND") == NAME
+
+
+def _others_active() -> bool:
+    return any(other.driver.is_active() for name, other in triton.backends.backends.items() if name != NAME)
 
 
 def _taking_arrays(run: Callable[..., Any]) -> Callable[..., Any]:
@@ -294,8 +316,10 @@ def take_over() -> None:
         _replace(triton.runtime.JITFunction, "run", _taking_arrays)
         _replace(triton.runtime.Autotuner, "run", tuning.watched_run)
         _replace(triton.runtime.Autotuner, "_bench", tuning.watched_bench)
-        for name in ("do_bench", "do_bench_cudagraph"):
-            _replace(triton.testing, name, lambda _: simulated_time)
+        for bench in (triton.testing.do_bench, triton.testing.do_bench_cudagraph):
+            # From within, since programs import it by its name before a context opens.
+            for name, value in (("__defaults__", None), ("__kwdefaults__", None), ("__code__", _bench.__code__)):
+                _replace(bench, name, lambda _, value=value: value)
         skipped = triton.language.core.builtin(_no_breakpoint)
         _replace(CodeGenerator, "builtin_namespace", lambda names: names | {"breakpoint": skipped})
         if triton.knobs.runtime.interpret:
@@ -306,6 +330,12 @@ def take_over() -> None:
             _replace(interpreter.GridExecutor, "__call__", on_simulated_memory)
             _replace(interpreter, "_implicit_cvt", with_floats)
         config.set_active(KernBenchDriver())
+
+
+def _bench(*args: Any, **kwargs: Any) -> Any:
+    from kernbench.kernels.triton_backend.driver import simulated_time
+
+    return simulated_time(*args, **kwargs)
 
 
 def _no_breakpoint(_semantic: Any = None, _builder: Any = None) -> None:

@@ -49,8 +49,14 @@ tunings: list[Tuning] = []
 """The latest tunings, oldest first."""
 _latest: Any = None
 """The kernel launched last."""
+_trial = False
 _needs: dict[Any, int | None] = {}
 """Configurations of the tuning that runs -> scratchpad."""
+
+
+def is_trial() -> bool:
+    """Whether what is launched now is a configuration that is tried."""
+    return _trial
 
 
 def launching(kernel: Any) -> None:
@@ -64,11 +70,12 @@ def watched_bench(bench: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(bench)
     def with_needs(self: Any, *args: Any, config: Any, **meta: Any) -> Any:
-        global _latest
-        _latest = None
+        global _latest, _trial
+        _latest, _trial = None, True
         try:
             return bench(self, *args, config=config, **meta)
         finally:
+            _trial = False
             _needs[config] = None if _latest is None else _latest.tcm.nbytes
 
     return with_needs

@@ -67,9 +67,12 @@ def run(
 ) -> None:
     """Run a kernel: are its values right, how long does it take, which lines are slow, what is wrong with it.
 
-    Inputs that are not given with --arg are made up from what the source says. A file that launches kernels itself, at
-    its top level or under `if __name__ == "__main__"`, is run as it is, unless --kernel or --arg ask for one kernel. A
-    file may offer inputs(), grid and reference(); see docs/kernels.md.
+    Inputs that are not given with --arg are made up from what the source says, and from how the file's host code
+    launches the kernel. Of a file with several kernels each is run. A file that launches kernels itself, at its top
+    level or under `if __name__ == "__main__"`, is run as it is, unless --kernel or --arg ask for one kernel. A file may
+    offer inputs(), grid and reference(); see docs/kernels.md.
+
+    Exits with 0, or with 1 where a value is wrong, a check found a fault, or the file is of no use.
     """
     import json
     import os
@@ -79,9 +82,8 @@ def run(
     from rich.console import Console
 
     from kernbench.cli import kernel_files, kernel_report
-    from kernbench.cli.kernel_run import Options
+    from kernbench.cli.kernel_run import Options, Ran, Refused, run_all
     from kernbench.cli.kernel_run import interpret as interpret_kernel
-    from kernbench.cli.kernel_run import run as run_kernel
 
     options = Options(
         kernel=kernel,
@@ -100,19 +102,31 @@ def run(
     )
     if os.environ.pop("TRITON_INTERPRET", "0") not in ("", "0") or interpret:
         raise typer.Exit(interpret_kernel(file, options))
-    with redirect_stdout(sys.stderr if json_ else sys.stdout):
-        ran = run_kernel(file, options)
-    if dump_dir is not None:
-        kernel_report.save(ran.dumped, dump_dir)
-    if trace is not None and ran.timeline is not None:
-        from kernbench.sim_engine.trace import write_trace
+    console, seen = Console(highlight=False), list[Ran | Refused]()
+    found = run_all(file, options)
+    while True:
+        with redirect_stdout(sys.stderr if json_ else sys.stdout):
+            ran = next(found, None)
+        if ran is None:
+            break
+        if isinstance(ran, Ran):
+            if dump_dir is not None:
+                kernel_report.save(ran.dumped, dump_dir)
+            if trace is not None and ran.timeline is not None:
+                from kernbench.sim_engine.trace import write_trace
 
-        write_trace(ran.timeline, trace)
+                named = trace.with_stem(f"{trace.stem}-{ran.launches[0].kernel}") if ran.one_of_several else trace
+                write_trace(ran.timeline, named)
+        if not json_:
+            if seen:
+                console.rule(style="dim")
+            console.print(kernel_report.as_text(ran), soft_wrap=False)
+        seen.append(ran)
     if json_:
-        print(json.dumps(kernel_report.as_json(ran), indent=1))
-    else:
-        Console(highlight=False).print(kernel_report.as_text(ran), soft_wrap=False)
-    if not ran.passed:
+        print(json.dumps(kernel_report.all_as_json(seen), indent=1))
+    elif len(seen) > 1:
+        console.print(kernel_report.summary(seen))
+    if not all(ran.passed for ran in seen):
         raise typer.Exit(1)
 
 

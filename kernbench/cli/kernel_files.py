@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import importlib.util
+import math
 import operator
 import re
 import sys
@@ -14,10 +16,13 @@ from typing import Any
 
 import numpy as np
 
+from kernbench.cli import kernel_model
 from kernbench.kernels import bundle
 from kernbench.memory import dtype
 
 _ARRAY = re.compile(r"(\w+)\[([\d,\s]*)\](?::([\w.+-]+))?")
+MOST_BYTES = 8 << 30
+"""Of an array that an argument asks for, while it is made, in 64-bit numbers."""
 FILLS = ("normal", "zeros", "ones", "range", "empty")
 _FILLS = f"{', '.join(FILLS)}, or a number"
 
@@ -49,29 +54,74 @@ def choose(path: Path, module: ModuleType, name: str = "") -> Any:
     Raises:
         KernelFileError: there is none, or several.
     """
-    from triton.runtime.jit import KernelInterface
-
-    found = {n: v for n, v in vars(module).items() if isinstance(v, KernelInterface) and hasattr(v, "arg_names")}
+    found = _jitted(module)
     failed: dict[str, Exception] = getattr(module, "__kernbench_failed__", {})
     if name and name not in found:
         if name in failed:
-            raise KernelFileError(f"{path}: defining '{name}' failed: {failed[name]}") from failed[name]
+            raise _undefined(path, name, failed)
         raise KernelFileError(f"{path}: has no kernel '{name}'; it has {', '.join(found) or 'no @triton.jit function'}")
     if name:
         return found[name]
+    names = entries(path, module)
+    if len(names) == 1:
+        return found[names[0]]
+    raise KernelFileError(
+        f"{path}: has the kernels {', '.join(names)}: say which with --kernel, as in --kernel {names[0]}"
+    )
+
+
+def entries(path: Path, module: ModuleType) -> list[str]:
+    """The kernels of a file that no other kernel calls, in their order. What returns a value is no kernel.
+
+    Raises:
+        KernelFileError: there is none.
+    """
+    failed: dict[str, Exception] = getattr(module, "__kernbench_failed__", {})
+    found = _jitted(module)
     own = [n for n, v in found.items() if function_of(v).fn.__module__ == module.__name__]
     helpers = {called for n in own for called in function_of(found[n]).fn.__code__.co_names if called in own}
-    entries = [n for n in own if n not in helpers] or own
-    if len(entries) == 1:
-        return found[entries[0]]
-    if entries:
-        raise KernelFileError(
-            f"{path}: has the kernels {', '.join(entries)}: say which with --kernel, as in --kernel {entries[0]}"
-        )
-    if failed:
-        what, error = next(iter(failed.items()))
-        raise KernelFileError(f"{path}: has no @triton.jit function; defining '{what}' failed: {error}") from error
-    raise KernelFileError(f"{path}: has no @triton.jit function")
+    kernels = [n for n in own if n not in helpers and not _gives_a_value(function_of(found[n]))]
+    if not kernels and failed:
+        jitted = [d.name for d in parse(path).body if isinstance(d, ast.FunctionDef) and d.decorator_list]
+        raise _undefined(path, next((n for n in jitted if n in failed), next(iter(failed))), failed)
+    if not kernels and own:
+        raise KernelFileError(f"{path}: has only functions that kernels call ({', '.join(own)}), no kernel")
+    if not kernels:
+        raise KernelFileError(f"{path}: has no @triton.jit function")
+    return kernels
+
+
+def _jitted(module: ModuleType) -> dict[str, Any]:
+    """Triton's functions of a file, under any of its decorators."""
+    from triton.runtime.interpreter import InterpretedFunction
+    from triton.runtime.jit import KernelInterface
+
+    kinds = (KernelInterface, InterpretedFunction)  # the second is one of the first since Triton 3.6
+    return {n: v for n, v in vars(module).items() if isinstance(v, kinds) and hasattr(v, "arg_names")}
+
+
+def _gives_a_value(function: Any) -> bool:
+    return any(isinstance(n, ast.Return) and n.value is not None for n in ast.walk(function.parse()))
+
+
+def _undefined(path: Path, name: str, failed: Mapping[str, Exception]) -> KernelFileError:
+    """Why a name could not be defined, down to the statement that failed first."""
+    error, why, seen = failed[name], "", {name}
+    while isinstance(error, NameError) and (missing := error.name or "") in failed and missing not in seen:
+        seen.add(missing)
+        why += f" needs '{missing}', which"
+        error = failed[missing]
+    text = f"{path}: '{name}'{why} cannot be defined: {type(error).__name__}: {error}"
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        top = error.name.partition(".")[0]
+        here = sys.modules.get(top)
+        if here is None:
+            text += f". Install what provides {top}, or set PYTHONPATH to the folder that it lies in"
+        else:
+            text += f": the {top} that is installed ({getattr(here, '__version__', 'of some version')}) has none"
+    made = KernelFileError(text)
+    made.__cause__ = error
+    return made
 
 
 def definitions(path: Path) -> ModuleType:
@@ -87,13 +137,18 @@ def definitions(path: Path) -> ModuleType:
     tree = parse(path)
     name = f"kernbench_kernel_{path.stem}"
     module = ModuleType(name)
+    module.__package__ = _package(path, tree)
     module.__file__ = str(path)
     failed: dict[str, Exception] = {}
     vars(module)["__kernbench_failed__"] = failed
     sys.modules[name] = module
-    folder = str(path.parent.resolve())
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
+    folder = path.parent.resolve()
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+    while (folder / "__init__.py").is_file():
+        folder = folder.parent
+    if str(folder) not in sys.path:  # a package that names itself
+        sys.path.append(str(folder))
     launching = _launching(tree)
     for statement in tree.body:
         if _acts(statement, launching):
@@ -107,9 +162,38 @@ def definitions(path: Path) -> ModuleType:
     return module
 
 
+def _package(path: Path, tree: ast.Module) -> str:
+    """The package that a file with relative imports lies in, imported; without its own code where that fails."""
+    if not any(isinstance(n, ast.ImportFrom) and n.level for n in ast.walk(tree)):
+        return ""
+    folders = [path.resolve().parent]
+    most = max(n.level for n in ast.walk(tree) if isinstance(n, ast.ImportFrom))
+    while (folders[-1] / "__init__.py").is_file() or len(folders) < most:
+        folders.append(folders[-1].parent)
+    if (folders[0] / "__init__.py").is_file() and len(folders) > most:
+        folders.pop()  # the last one is where the package lies
+    folders.reverse()
+    root = str(folders[0].parent)
+    if root not in sys.path:
+        sys.path.append(root)
+    name = ".".join(folder.name for folder in folders)
+    try:
+        importlib.import_module(name)
+    except Exception:
+        for i, folder in enumerate(folders):
+            part = ".".join(f.name for f in folders[: i + 1])
+            if part not in sys.modules:
+                bare = sys.modules[part] = ModuleType(part)
+                bare.__path__ = [str(folder)]
+    return name
+
+
 def launches_itself(path: Path) -> bool:
-    """Whether running a file launches kernels: at its top level, or under ``if __name__ == "__main__"``."""
+    """Whether running a file launches kernels: at its top level, under ``if __name__ == "__main__"``, or in a model
+    that the file tells how to call."""
     tree = parse(path)
+    if kernel_model.is_one(tree):
+        return True
     launching = _launching(tree)
     return any(_is_main(s) or (not isinstance(s, _DEFINITIONS) and _launches(s, launching)) for s in tree.body)
 
@@ -210,10 +294,16 @@ def value(text: str, rng: np.random.Generator) -> Any:
             return ast.literal_eval(text)
         except (ValueError, SyntaxError):
             raise KernelFileError(
-                f"argument '{text}': expected a number, or an array such as f32[1024] or bf16[64,128]:zeros ({_FILLS})"
+                f"argument '{text}': expected a number, a text in quotes, or an array such as f32[1024] or "
+                f"bf16[64,128]:zeros ({_FILLS})"
             ) from None
     kind = dtype(found[1])
     shape = tuple(int(n) for n in found[2].split(",") if n.strip())
+    if math.prod(shape) * 8 > MOST_BYTES:
+        raise KernelFileError(
+            f"argument '{text}': would take {math.prod(shape) * 8 / 2**30:,.1f} GiB to fill; at most "
+            f"{MOST_BYTES >> 30} GiB are taken"
+        )
     fill = found[3] or "normal"
     if fill == "normal":
         made: np.ndarray = rng.standard_normal(shape) if kind.is_floating_point else rng.integers(0, 10, shape)

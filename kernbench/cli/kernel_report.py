@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from kernbench.cli.kernel_run import Launched, Ran
+from kernbench.cli.kernel_run import Launched, Ran, Refused
+from kernbench.cli.kernel_verify import Compared, Verdict
 from kernbench.kernels.dumps import Dumped
 from kernbench.memory import dtype
 from kernbench.report import units
 
 SCHEMA = "kernbench.kernel/1"
+SCHEMA_OF_SEVERAL = "kernbench.kernels/1"
 HOTTEST = 8
 """Source lines that are shown."""
 
@@ -30,6 +32,51 @@ def bound(ran: Ran) -> tuple[str, dict[str, float]]:
     longest = max(spans, key=lambda s: s[1] - s[0])
     load = {n: v for n, v in utilisation(ran.timeline, *longest).items() if n != "launch"}
     return binding(load), {n: round(v.peak, 4) for n, v in load.items()}
+
+
+def all_as_json(runs: list[Ran | Refused]) -> dict[str, Any]:
+    """:func:`as_json` of the only run; of several kernels of a file, each under ``kernels``."""
+    if len(runs) == 1 and isinstance(runs[0], Ran):
+        return as_json(runs[0])
+    return {
+        "schema": SCHEMA_OF_SEVERAL,
+        "file": str(runs[0].file),
+        "passed": all(ran.passed for ran in runs),
+        "kernels": [
+            as_json(ran) if isinstance(ran, Ran) else {"kernel": ran.kernel, "passed": False, "refused": ran.why}
+            for ran in runs
+        ],
+    }
+
+
+def summary(runs: list[Ran | Refused]) -> Any:
+    """One line a kernel."""
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(box=None, pad_edge=False, header_style="bold")
+    made.add_column("kernel")
+    made.add_column("simulated", justify="right", no_wrap=True)
+    made.add_column("", overflow="fold")
+    for ran in runs:
+        if isinstance(ran, Refused):
+            made.add_row(Text(ran.kernel), "", Text("not run", "bold red"))
+            continue
+        name = ran.launches[0].kernel if ran.launches else ""
+        verdict = ran.launches[0].verdict if ran.launches else None
+        checked = verdict.passed if verdict is not None else None
+        text = Text({True: "values match", False: "VALUES DO NOT MATCH", None: "values not checked"}[checked])
+        text.append(f", {len(ran.faults)} fault{'s' * (len(ran.faults) > 1)}" if ran.faults else "")
+        text.stylize("green" if checked and ran.passed else "yellow" if ran.passed else "bold red")
+        time = "" if ran.timeline is None else units.time(_total(ran))
+        made.add_row(Text(name), time, text)
+    return made
+
+
+def _total(ran: Ran) -> int:
+    from kernbench.sim_engine.profile import kernel_totals
+
+    return sum(int(total["time_ps"]) for total in kernel_totals(ran.timeline).values())
 
 
 def as_json(ran: Ran) -> dict[str, Any]:
@@ -47,6 +94,8 @@ def as_json(ran: Ran) -> dict[str, Any]:
         "error": None if ran.error is None else f"{type(ran.error).__name__}: {ran.error}",
         "launches": [_launch(one) for one in ran.launches],
     }
+    if ran.compared:
+        made["model"] = [_compared(one) for one in ran.compared]
     if ran.timeline is not None:
         limit, load = bound(ran)
         made["time"] = {
@@ -136,17 +185,18 @@ def _launch(one: Launched) -> dict[str, Any]:
             "against": verdict.against,
             "passed": verdict.passed,
             "reason": verdict.reason,
-            "arrays": [
-                {
-                    "name": a.name,
-                    "elements": a.elements,
-                    "wrong": a.wrong,
-                    "worst": a.worst if math.isfinite(a.worst) else None,
-                    "first": a.first,
-                }
-                for a in verdict.arrays
-            ],
+            "arrays": [_compared(a) for a in verdict.arrays],
         },
+    }
+
+
+def _compared(one: Compared) -> dict[str, Any]:
+    return {
+        "name": one.name,
+        "elements": one.elements,
+        "wrong": one.wrong,
+        "worst": one.worst if math.isfinite(one.worst) else None,
+        "first": one.first,
     }
 
 
@@ -169,16 +219,21 @@ def _numbers(array: np.ndarray) -> dict[str, Any]:
     return {"min": low, "mean": mean, "max": high, "not_finite": int(numbers.size - finite.size)}
 
 
-def as_text(ran: Ran) -> Any:
+def as_text(ran: Ran | Refused) -> Any:
     """The same for a terminal."""
     from rich.console import Group
     from rich.text import Text
 
+    if isinstance(ran, Refused):
+        return Text.assemble((f"{ran.kernel} of {ran.file}\n", "dim"), ("error: ", "bold red"), ran.why)
     parts: list[Any] = [Text(_heading(ran), "dim"), Text()]
     for one in ran.launches:
         parts += [_arguments(one), Text()]
         if one.verdict is not None:
             parts += [_verdict(one.verdict, one.kernel if len(ran.launches) > 1 else ""), Text()]
+    if ran.compared:
+        against = Verdict("model", "", ran.compared)
+        parts += [_verdict(against, "ModelNew"), Text()]
     for tuning in ran.tunings:
         from kernbench.kernels.triton_backend.tuning import table
 
@@ -274,7 +329,11 @@ def _verdict(verdict: Any, kernel: str) -> Any:
     from rich.console import Group
     from rich.text import Text
 
-    what = {"reference": "the file's reference()", "interpreter": "Triton's interpreter"}.get(verdict.against, "")
+    what = {
+        "reference": "the file's reference()",
+        "model": "the file's Model",
+        "interpreter": "Triton's interpreter",
+    }.get(verdict.against, "")
     of = f" of {kernel}" if kernel else ""
     if verdict.passed is None:
         return Text(f"values{of} not checked: {verdict.reason}", "yellow")

@@ -40,12 +40,18 @@ class Roles:
     """Host tensor descriptors."""
     indices: set[str] = field(default_factory=set)
     """Pointers to integers: what is loaded from them becomes an offset, a mask or a bound."""
+    scattered: set[str] = field(default_factory=set)
+    """Pointers to integers that say where something is stored."""
+    packed: set[str] = field(default_factory=set)
+    """Pointers to integers of which bits are taken."""
     counters: set[str] = field(default_factory=set)
     """Pointers that atomics put whole numbers into: locks and counters."""
     ranges: set[str] = field(default_factory=set)
     """Constexprs that are the length of a block: powers of two."""
     tiled: set[str] = field(default_factory=set)
     """Constexprs that programs or loops step by: several of them make up a size."""
+    compared: set[str] = field(default_factory=set)
+    """What masks and branches compare with."""
     used: set[str] = field(default_factory=set)
     axes: set[int] = field(default_factory=set)
     """Axes of the grid that a program asks for."""
@@ -58,9 +64,18 @@ def of(jitted: Any) -> Roles:
     whole = _Analysis(jitted, {})
     roles = Roles(
         indices=whole.indices & whole.pointers,
+        scattered=whole.scattered & whole.pointers,
+        packed=whole.packed & whole.pointers,
         counters=whole.counters,
         ranges=whole.ranges & whole.constexprs,
         tiled=whole.tiled & whole.constexprs,
+        compared={
+            n.id
+            for c in ast.walk(whole.f.node)
+            if isinstance(c, ast.Compare)
+            for n in ast.walk(c)
+            if isinstance(n, ast.Name)
+        },
         used={n.id for n in ast.walk(whole.f.node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)},
     )
     for analysis in whole.known.values():
@@ -162,6 +177,11 @@ class _Flow:
         return list(found)
 
 
+def flow_of(function: Any) -> _Flow:
+    """What the names of a Python function are assigned from."""
+    return _Flow(function)
+
+
 def _called(call: ast.Call) -> str:
     """The last name of what is called: ``load`` of ``tl.load``."""
     return call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
@@ -199,6 +219,13 @@ class _Analysis:
         self.pointers = self._pointers()
         self.indices: set[str] = set()
         self.integers = self._integers() - self.pointers
+        self.scattered = self._loaded_in(a for name, call in self.accesses if name == "store" for a in _address(call))
+        self.packed = self._loaded_in(
+            n.left
+            for n in self.f.nodes
+            if isinstance(n, ast.BinOp)
+            and (isinstance(n.op, ast.RShift) or (isinstance(n.op, ast.BitAnd) and isinstance(n.right, ast.Constant)))
+        )
         self.counters = {
             base
             for name, call in self.accesses
@@ -285,6 +312,13 @@ class _Analysis:
                 if any(isinstance(side, ast.Name) and side.id in names for side in sides):
                     self._trace(sides, names)
         return names & set(self.f.params)
+
+    def _loaded_in(self, expressions: Iterable[ast.expr]) -> set[str]:
+        """Pointers to the integers that expressions are computed from."""
+        others, self.indices = self.indices, set()
+        self._trace(expressions, set())
+        found, self.indices = self.indices, others
+        return found
 
     def _trace(self, expressions: Iterable[ast.expr], names: set[str]) -> None:
         """Add all names that expressions are computed from; of what is loaded, note the pointer instead."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -19,14 +20,21 @@ from typing import Any
 
 import numpy as np
 
+from kernbench.cli import kernel_calls as calls
 from kernbench.cli import kernel_files as files
+from kernbench.cli import kernel_model as model
+from kernbench.cli import kernel_ranks as ranks
+from kernbench.cli import kernel_trials as trials
 from kernbench.cli import kernel_verify as verify
 from kernbench.cli.kernel_files import KernelFileError
 from kernbench.cli.kernel_inputs import Guess, Inputs
+from kernbench.cli.kernel_trials import Trial
 from kernbench.kernels import device as devices
 from kernbench.kernels import launch, sanitize
 from kernbench.kernels.dumps import Dumped, dump
-from kernbench.kernels.errors import KernelFault
+from kernbench.kernels.errors import KernelError, KernelFault
+from kernbench.kernels.plan import record_dtype
+from kernbench.kernels.ttir import Pointer, Type
 from kernbench.memory import DType, dtype
 
 LARGEST = 64 * 2**20
@@ -100,12 +108,27 @@ class Ran:
     dumped: list[Dumped] = field(default_factory=list)
     error: BaseException | None = None
     """What the script raised."""
+    compared: list[verify.Compared] = field(default_factory=list)
+    """What a model of the file returned, against its plain version."""
+    one_of_several: bool = False
+    """The file has other kernels, which are run too."""
 
     @property
     def passed(self) -> bool:
         """No fault, no error, no wrong value."""
         wrong = any(one.verdict is not None and one.verdict.passed is False for one in self.launches)
+        wrong |= any(one.wrong for one in self.compared)
         return not (self.faults or self.error or wrong)
+
+
+@dataclass
+class Refused:
+    """A kernel of several in a file that could not be run."""
+
+    file: Path
+    kernel: str
+    why: str
+    passed: bool = False
 
 
 def interpret(where: str, options: Options) -> int:
@@ -129,7 +152,7 @@ def interpret(where: str, options: Options) -> int:
     with _machine(options, target), tempfile.TemporaryDirectory(prefix="kernbench-") as made:
         module = files.definitions(path)
         kernel = files.choose(path, module, name)
-        inputs, meta_of, _ = _prepare(kernel, module, options, odd=True)
+        inputs, meta_of, _ = _prepare(path, kernel, module, options, Trial())
         meta = meta_of(next((c.kwargs for c in getattr(kernel, "configs", None) or []), {}))
         grid = inputs.grid(meta) if callable(inputs.grid) else inputs.grid
         function = files.function_of(kernel)
@@ -140,6 +163,30 @@ def interpret(where: str, options: Options) -> int:
             raise KernelFileError(f"{path}: Triton's interpreter cannot be given this launch: {no}") from None
         command = [sys.executable, "-m", "kernbench.cli.kernel_interpret", made, "--show"]
         return subprocess.run(command, env=environment | {"KERNBENCH_IMPERSONATE": ""}).returncode
+
+
+def run_all(where: str, options: Options) -> Iterator[Ran | Refused]:
+    """:func:`run`, of every kernel of a file that has several where nothing asks for one of them.
+
+    Raises:
+        KernelFileError: as :func:`run`. Where there are several kernels, one that cannot be run is a :class:`Refused`.
+    """
+    path, name = files.split(where)
+    name = options.kernel or name
+    if path.suffix == ".py" and not (name or options.arguments or options.grid or files.launches_itself(path)):
+        target = _target(path, options)
+        with _machine(options, target):
+            names = files.entries(path, files.definitions(path))
+        if len(names) > 1:
+            for one in names:
+                try:
+                    ran = run(f"{where}:{one}", options)
+                    ran.one_of_several = True
+                    yield ran
+                except (KernelFileError, KernelError) as error:
+                    yield Refused(path, one, str(error))
+            return
+    yield run(where, options)
 
 
 def run(where: str, options: Options) -> Ran:
@@ -176,7 +223,8 @@ def _stored(path: Path, options: Options) -> Ran:
     if unknown:
         raise KernelFileError(f"{kernel.name} has no argument '{unknown[0]}'; it takes {', '.join(kernel.arg_names)}")
     if missing:
-        example = " ".join(f"--arg {n}={'f32[1024]' if 'ptr' in n.lower() else '1024'}" for n in missing)
+        types = dict(zip(kernel.arg_names, (arg.type for arg in kernel.function.args), strict=True))
+        example = " ".join(f"--arg {n}={_example(types[n])}" for n in missing)
         raise KernelFileError(
             f"{kernel.name} needs {', '.join(missing)}: say what to generate (dtype and shape) or a number, such as\n"
             f"  kernbench kernel run {path} {example}"
@@ -195,6 +243,13 @@ def _stored(path: Path, options: Options) -> Ran:
     return ran
 
 
+def _example(kind: Type) -> str:
+    """Something that an argument of a type can be."""
+    if isinstance(kind, Pointer):
+        return f"{record_dtype(kind.pointee)}[1024]"
+    return "1024" if record_dtype(kind).startswith("i") else "0.5"
+
+
 def _kernel(path: Path, name: str, options: Options) -> Ran:
     target = _target(path, options)
     with _machine(options, target):
@@ -205,42 +260,40 @@ def _kernel(path: Path, name: str, options: Options) -> Ran:
     unknown = [n for n in options.arguments if n not in known]
     if unknown:
         raise KernelFileError(f"{function.__name__} has no argument '{unknown[0]}'; it takes {', '.join(known)}")
-    ran, inputs = _on_inputs(path, kernel, module, options, target, odd=True)
-    chosen = {n: v for n, v in inputs.values.items() if type(v) is int and inputs.origin.get(n) == "generated"}
-    if chosen and any("out of bounds" in fault for fault in ran.faults):
-        again, _ = _on_inputs(path, kernel, module, options, target, odd=False)
-        if not again.faults:
-            sizes = ", ".join(f"{n}={v}" for n, v in chosen.items())
-            found = f"works only for multiples of the block sizes: with {sizes}, {ran.faults[0]}"
-            # Without a mask that is how the kernel was meant; a mask that leaves too much is wrong.
-            masked = any("the mask leaves" in fault for fault in ran.faults)
-            (again.faults if masked else again.notes).insert(0, found)
-            return again
-    return ran
+    if ranks.communicates(function):
+        call = calls.find(files.parse(path), function.__name__, function.arg_names, vars(module))
+        ran = Ran(path, "inputs", options.topology)
+        return ranks.run(ran, kernel, arguments(options)[0], call, options, lambda: _machine(options, target))
+    return trials.run(lambda trial: _on_inputs(path, kernel, module, options, target, trial))
 
 
-def _on_inputs(path: Path, kernel: Any, module: Any, options: Options, target: str, odd: bool) -> tuple[Ran, Inputs]:
-    """Make inputs and run the kernel on them; ``odd`` sizes are no multiples of the blocks."""
+def _on_inputs(path: Path, kernel: Any, module: Any, options: Options, target: str, trial: Trial) -> tuple[Ran, Inputs]:
+    """Make inputs and run the kernel on them."""
     function = files.function_of(kernel)
     ran = Ran(path, "inputs", options.topology)
     with _machine(options, target):
-        inputs, meta_of, lower = _prepare(kernel, module, options, odd)
+        inputs, meta_of, lower = _prepare(path, kernel, module, options, trial)
     _attempt(ran, function.__name__, inputs, lambda args: kernel[inputs.grid](**args), options, target)
     return _finish(ran, kernel, function, module, meta_of, lower, target, options), inputs
 
 
-def _prepare(kernel: Any, module: Any, options: Options, odd: bool) -> tuple[Inputs, Any, Any]:
+def _prepare(path: Path, kernel: Any, module: Any, options: Options, trial: Trial) -> tuple[Inputs, Any, Any]:
     """The inputs; a function from constexprs as tuned to all arguments; a function from those to the lowered kernel."""
     given, fills = arguments(options)
     origin = "given"
-    make = next((getattr(module, n) for n in ("inputs", "make_inputs", "get_inputs") if hasattr(module, n)), None)
+    makers = (
+        ("inputs", "make_inputs") if hasattr(module, "get_init_inputs") else ("inputs", "make_inputs", "get_inputs")
+    )
+    make = next((getattr(module, n) for n in makers if hasattr(module, n)), None)
     if make is not None and not given:
         made = make()
         function = files.function_of(kernel)
         given = dict(made) if isinstance(made, Mapping) else dict(zip(function.arg_names, made, strict=False))
         given = {n: _array(v) for n, v in given.items()}
         origin = f"{make.__name__}()"
-    guess = Guess(kernel, given, options.kind, odd)
+    function = files.function_of(kernel)
+    call = calls.find(files.parse(path), function.__name__, function.arg_names, vars(module))
+    guess = Guess(kernel, given, options.kind, trial, call)
     inputs = guess.make(np.random.default_rng(options.seed))
     inputs.origin.update({n: origin for n in given if inputs.origin.get(n) == "given"})
     for name, fill in fills.items():
@@ -257,7 +310,7 @@ def _prepare(kernel: Any, module: Any, options: Options, odd: bool) -> tuple[Inp
         inputs.grid = own
 
     def meta_of(tuned: Mapping[str, Any]) -> dict[str, Any]:
-        args = {**inputs.values, **tuned}
+        args = {**guess.tuned, **inputs.values, **tuned}
         for name, fn in guess.heuristics:
             args[name] = fn(args)
         return args
@@ -345,7 +398,7 @@ def _forget(args: Mapping[str, Any], unwritten: set[str]) -> None:
     for address in foreign.place([args[n] for n in names], names, [], device, ""):
         found = device.space.find(address)
         if found is not None:
-            found.unwritten = np.ones(found.nbytes, np.bool_)
+            found.forget()
 
 
 def _tunings() -> list[Any]:
@@ -376,7 +429,9 @@ def _script(path: Path, options: Options) -> Ran:
         stack.enter_context(_arguments_of(path))
         known = len(_tunings())
         try:
-            runpy.run_path(str(path), run_name="__main__")
+            names = runpy.run_path(str(path), run_name="__main__")
+            if model.is_one(files.parse(path)):
+                ran.compared = [verify.compare(*found) for found in model.run(names, options.seed)]
         except KernelFault as fault:
             ran.faults.append(str(fault))
         except SystemExit as end:
@@ -421,14 +476,16 @@ def _arguments_of(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _taking(taken: dict[str, Launched]) -> Iterator[None]:
-    """Keep the arguments of the first launch of each kernel, before and after."""
+    """Keep the arguments of the first launch of each kernel that does not try a configuration, before and after."""
     import triton
+
+    from kernbench.kernels.triton_backend import tuning
 
     run = triton.runtime.JITFunction.run
 
     def watched(self: Any, *args: Any, grid: Any, warmup: bool = False, **kwargs: Any) -> Any:
         name = self.fn.__name__
-        if warmup or name in taken:
+        if warmup or name in taken or tuning.is_trial():
             return run(self, *args, grid=grid, warmup=warmup, **kwargs)
         bound = {p.name: p.default for p in self.params if p.has_default}
         bound |= dict(zip(self.arg_names, args, strict=False)) | {
@@ -502,7 +559,7 @@ def _target(path: Path, options: Options) -> str:
     if asked or importlib.util.find_spec("torch") is None:
         return asked
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    return "cuda:90" if "import torch" in text or "from torch" in text else ""
+    return "cuda:90" if re.search(r"^\s*(import torch|from (torch|\.))", text, re.M) else ""
 
 
 @contextmanager

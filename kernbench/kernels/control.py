@@ -162,7 +162,7 @@ def emit_for(c: Compiler, op: Op) -> None:
     start, arguments = Inlet(c, op.operands[3:]), Outlet(c, body.args[1:])
     induction, induction_dep = c.slot(body.args[0]), c.dep(body.args[0])
     dtype = CARRIER[element(body.args[0].type)]
-    stages = int(op.attrs.get("tt.num_stages", 0)) or c.num_stages
+    stages = max(1, int(op.attrs.get("tt.num_stages", c.num_stages)))
     loads_before = len(c.loop_loads)
     code = c.block(body)
     loads = c.loop_loads[loads_before:]

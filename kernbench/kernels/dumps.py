@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 from typing import Any
 
@@ -197,8 +197,10 @@ def _targets(wanted: Dump, function: Function) -> dict[Op, list[tuple[Spot, Valu
         same = [(op, r) for op, r, name in here if name == spot.name and op.loc[1] <= spot.line]
         line = max((op.loc[1] for op, _ in same), default=0)
         found = [(op, r) for op, r in same if op.loc[1] == line]
-        if not found and _assigns(here, spot):
-            found = [(op, r) for op, r, _ in here if op.loc[1] == spot.line]
+        if not found:
+            before = sorted({op.loc[1] for op, _, _ in here if op.loc[1] <= spot.line}, reverse=True)
+            line = next((n for n in before if _assigns(here, replace(spot, line=n))), 0)
+            found = [(op, r) for op, r, _ in here if op.loc[1] == line]
         if found:
             op, value = found[-1]
             made.setdefault(op, []).append((spot, value))

@@ -53,6 +53,14 @@ class HostArray:
         return self
 
 
+NUMPY = (np.ndarray, np.generic)
+
+
+def of_numpy(value: Any) -> Any:
+    """A numpy array or number as Triton takes it."""
+    return HostArray(value) if isinstance(value, np.ndarray) else value.item()
+
+
 _taken: set[np.dtype] = set()
 """Types of arrays that were found to be ours."""
 

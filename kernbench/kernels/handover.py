@@ -104,9 +104,11 @@ class Handovers:
 def _place(f: Frame, a: Access) -> tuple[Allocation, int] | None:
     """The word that a scalar access means; None where it means none."""
     pointer = f.v[a.pointer]
-    address = int(np.asarray(pointer).flat[0])
+    address = pointer if type(pointer) is int else int(np.asarray(pointer).flat[0])
     owner = f.launch.space.find(address)
-    if owner is None or address + a.itemsize > owner.end or (a.mask >= 0 and not np.asarray(f.v[a.mask]).all()):
+    if owner is None or address + a.itemsize > owner.end or (address - owner.base) % a.itemsize:
+        return None
+    if a.mask >= 0 and f.v[a.mask] is not True and not np.asarray(f.v[a.mask]).all():
         return None
     return real(owner), address - owner.base
 
@@ -115,7 +117,7 @@ def _value(a: Access, allocation: Allocation, offset: int) -> Any:
     end = offset + a.itemsize
     if not allocation.is_valid(offset, end):
         return None
-    return np.frombuffer(allocation.bytes[offset:end].tobytes(), a.storage)[0].item()
+    return allocation.bytes[offset:end].view(a.storage)[0].item()
 
 
 def _followed(c: Compiler, op: Op, a: Access) -> bool:

@@ -20,7 +20,7 @@ class Kernel:
     text: str
     """TTIR with locations, as Triton prints it."""
     num_stages: int = 3
-    """Buffer slots of each load in a loop that says nothing else itself."""
+    """Buffer slots of each load in a loop that says nothing else itself; 0, which some write for no overlap, is 1."""
     constexprs: dict[str, Any] = field(default_factory=dict)
     """Compile-time constants, for people: they are already in the text."""
     source_hash: str = ""
@@ -28,6 +28,9 @@ class Kernel:
 
     names: tuple[str, ...] = ()
     """Names of the runtime arguments, where the text does not carry them (before Triton 3.6)."""
+
+    def __post_init__(self) -> None:
+        self.num_stages = max(1, self.num_stages)
 
     @cached_property
     def module(self) -> ttir.Module:

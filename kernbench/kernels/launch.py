@@ -18,6 +18,10 @@ _NUMBERS = frozenset((int, float, bool))
 Grid = Sequence[int] | Callable[[dict[str, Any]], Sequence[int]]
 
 
+MOST_PROGRAMS = 2**31 - 1
+"""A program's number is 32 bits wide."""
+
+
 class LaunchError(TypeError):
     """A launch got arguments or a grid it cannot use."""
 
@@ -81,6 +85,11 @@ def _sizes(kernel: Kernel, grid: Grid) -> tuple[int, int, int]:
     if not 1 <= len(sizes) <= 3 or min(sizes) < 0:
         raise LaunchError(f"kernel '{kernel.name}': the grid must be 1 to 3 sizes of at least 0, got {given!r}")
     x, y, z = (*sizes, 1, 1)[:3]
+    if x * y * z > MOST_PROGRAMS:
+        raise LaunchError(
+            f"kernel '{kernel.name}': a grid of {x} x {y} x {z} is {x * y * z} programs; at most {MOST_PROGRAMS} can "
+            "be told apart. Let each program do more"
+        )
     return x, y, z
 
 

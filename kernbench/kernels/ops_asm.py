@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from kernbench.kernels import device as devices
 from kernbench.kernels.numerics import NARROW, narrow, widen
-from kernbench.kernels.ops_int import itemsize
-from kernbench.kernels.ops_shape import same_programs, whole
+from kernbench.kernels.ops_int import in_full, itemsize
+from kernbench.kernels.ops_shape import one, same_programs, whole
 from kernbench.kernels.plan import CARRIER, Compiler, Frame, element, emits, record_dtype, shape_of, unsupported
 from kernbench.kernels.ptx import KNOWN, Bits, Program, Registers, UnknownInstruction
 from kernbench.kernels.ttir import Op
@@ -44,6 +44,8 @@ def emit_inline_asm(c: Compiler, op: Op) -> None:
     slots, names = [c.slot(v) for v in op.operands], [element(v.type) for v in op.operands]
     shapes, results = [shape_of(v.type) for v in op.operands], [element(v.type) for v in op.results]
     shape = shape_of(op.results[0].type)
+    if int(np.prod(shape)) % pack:
+        raise unsupported(op, f"a block of {int(np.prod(shape))} elements, which pack={pack} does not divide")
     if not program.steps:
 
         def nothing(f: Frame) -> None:
@@ -53,16 +55,20 @@ def emit_inline_asm(c: Compiler, op: Op) -> None:
         return c.compute(op, nothing)
 
     def step(f: Frame) -> None:
-        blocks = same_programs(
-            *(whole(f.v[s], d, CARRIER[n]) for s, d, n in zip(slots, shapes, names, strict=True))
-        ) if slots else []  # fmt: skip
+        held = [f.v[s] for s in slots]
+        if shape:
+            kinds = zip(held, shapes, names, strict=True)
+            blocks = same_programs(*(whole(x, d, CARRIER[n]) for x, d, n in kinds)) if slots else []
+        else:  # in a combine function, numbers are arrays of any shape
+            blocks = [np.asarray(in_full(x, CARRIER[n]), CARRIER[n]) for x, n in zip(held, names, strict=True)]
         places = {name: _place(f, name) for name in program.places}
-        programs = max((x.shape[0] for x in (*blocks, *places.values())), default=1)
-        blocks = [np.broadcast_to(x, (programs, *x.shape[1:])) for x in blocks]
-        groups = programs * int(np.prod(shape)) // pack
-        registers: Registers = {
-            name: np.repeat(np.broadcast_to(x, (programs,)), groups // programs) for name, x in places.items()
-        }
+        lead = np.broadcast_shapes(
+            *(x.shape[: x.ndim - len(shape)] for x in blocks), *(x.shape for x in places.values())
+        )
+        blocks = [np.broadcast_to(x, (*lead, *shape)) for x in blocks]
+        of_one = int(np.prod(shape)) // pack
+        groups = int(np.prod(lead)) * of_one
+        registers: Registers = {n: np.repeat(np.broadcast_to(x, lead), of_one) for n, x in places.items()}
         number = 0
         for name in results:
             number += _registers(name, pack)[1]
@@ -85,7 +91,8 @@ def emit_inline_asm(c: Compiler, op: Op) -> None:
                 for i in range(min(each, pack)):
                     lanes[:, r * each + i] = value >> np.uint64(8 * itemsize(name) * i)
                 number += 1
-            f.v[out] = _carried(lanes, name).reshape(programs, *shape)
+            made = _carried(lanes, name).reshape(*(lead or (1,)), *shape)
+            f.v[out] = made if shape or made.size > 1 else one(made.reshape(-1)[0])
 
     c.compute(op, step)
     kind = op.results[0].type

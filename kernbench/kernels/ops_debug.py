@@ -28,7 +28,7 @@ def _printed(kind: Type, in_hex: bool, signed: bool) -> Callable[[Any], str]:
     elem = kind.elem if isinstance(kind, Tensor) else kind
     if in_hex or isinstance(elem, Pointer):
         one = _hexadecimal(kind)
-        every: dict[str, Any] = {"all": one}
+        every: Any = {"all": one}
         return lambda x: np.array2string(x, formatter=every) if isinstance(x, np.ndarray) else one(x)
     dtype = CARRIER[element(kind)]
     if signed or dtype.kind != "i":

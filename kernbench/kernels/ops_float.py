@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kernbench.kernels import directed, special
 from kernbench.kernels.libdevice import LIBDEVICE
@@ -255,18 +256,28 @@ def emit_to_float(c: Compiler, op: Op) -> None:
     record(c, op, "cast")
 
 
+def truncated(x: NDArray[Any], dtype: np.dtype, unsigned: bool) -> NDArray[Any]:
+    """Floats as integers, towards zero. What does not fit becomes the nearest that does, and NaN 0, as a GPU's ``cvt``
+    has it; bytes are the low half of 16 bits converted so."""
+    kind = np.dtype(f"{'u' if unsigned else 'i'}{max(2, dtype.itemsize)}")
+    info = np.iinfo(kind)
+    above, below = x >= float(info.max + 1), x < float(info.min)
+    unfit = above | below | np.isnan(x)
+    if not unfit.any():
+        return x.astype(kind).astype(f"u{dtype.itemsize}").view(dtype)
+    made = np.where(unfit, 0, x).astype(kind)
+    made = np.where(above, kind.type(info.max), np.where(below, kind.type(info.min), made))
+    return made.astype(f"u{dtype.itemsize}").view(dtype)
+
+
 @emits("arith.fptosi", "arith.fptoui")
 def emit_to_int(c: Compiler, op: Op) -> None:
     dtype = CARRIER[element(op.results[0].type)]
     a, out = c.slot(op.operands[0]), c.slot(op.results[0])
-    unsigned_target = np.dtype(f"u{dtype.itemsize}")
+    unsigned = op.name == "arith.fptoui"
 
     def convert(x: Any) -> Any:
-        with np.errstate(invalid="ignore"):
-            if op.name == "arith.fptoui" and dtype != np.bool_:
-                made = np.asarray(x).astype(unsigned_target).view(dtype)
-            else:
-                made = np.asarray(x).astype(dtype)
+        made = np.asarray(x).astype(dtype) if dtype == np.bool_ else truncated(np.asarray(x), dtype, unsigned)
         return made.item() if made.ndim == 0 else made
 
     c.compute(op, lambda f: f.v.__setitem__(out, convert(f.v[a])))

@@ -118,7 +118,11 @@ def _pick(smaller: bool) -> Callable[[Any, Any], Any]:
 
 
 def _shift_left(x: Any, y: Any) -> Any:
-    return scale(x, 1 << y) if isinstance(x, AxisSum) and isinstance(y, int) else along_axis(np.left_shift, x, y)
+    return (
+        scale(x, 1 << y)
+        if isinstance(x, AxisSum) and isinstance(y, int) and 0 <= y < 32
+        else along_axis(np.left_shift, x, y)
+    )
 
 
 def _axis(fn: Callable[..., Any]) -> Callable[[Any, Any], Any]:
@@ -138,8 +142,8 @@ _SIGNED: dict[str, _Binary] = {
     "arith.andi": (lambda a, b: a & b, _axis(np.bitwise_and), np.bitwise_and),
     "arith.ori": (lambda a, b: a | b, _axis(np.bitwise_or), np.bitwise_or),
     "arith.xori": (lambda a, b: a ^ b, _axis(np.bitwise_xor), np.bitwise_xor),
-    "arith.shli": (lambda a, b: a << b, _shift_left, np.left_shift),
-    "arith.shrsi": (lambda a, b: a >> b, _axis(np.right_shift), np.right_shift),
+    "arith.shli": (lambda a, b: a << b if 0 <= b < 64 else 0, _shift_left, np.left_shift),
+    "arith.shrsi": (lambda a, b: a >> (b if 0 <= b < 64 else 63), _axis(np.right_shift), np.right_shift),
     "arith.floordivsi": (lambda a, b: a // b if b else 0, _axis(np.floor_divide), np.floor_divide),
     "arith.ceildivsi": (lambda a, b: -(-a // b) if b else 0, _axis(lambda a, b: -(-a // b)), lambda a, b: -(-a // b)),
 }

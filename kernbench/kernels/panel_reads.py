@@ -1,22 +1,27 @@
-"""The operands of a fused K-loop of one program, where the launch may write what it reads.
+"""A fused K-loop of one program that takes turns with others.
 
-Such memory is not kept on its carrier, since every write would ask for that anew. But a program that takes turns with
-others runs its loop alone: all that it reads can be read at once, and the chain of dots is one product after all.
+Memory that the launch may write is not kept on its carrier, since every write would ask for that anew. But the program
+runs its loop alone: all that it reads can be read at once, and the chain of dots is one product after all.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kernbench.kernels import workers
 from kernbench.kernels.numerics import NARROW, rounded, widen
 from kernbench.kernels.panels import Panel, Tile, multiplied
 from kernbench.kernels.plan import CARRIER, Frame
 
 MOST_ELEMENTS = 1 << 24
 """Of an operand that is read at once."""
+ROWS, MOST_PARTS = 64, 8
+"""A program that runs alone leaves cores idle: its product is cut into so many parts of at least so many rows, whatever
+number of cores there are."""
 
 
 def product_of_one(
@@ -28,7 +33,14 @@ def product_of_one(
     if x is None or y is None or x.shape[1] != y.shape[1]:
         return None
     out = np.empty((1, *shape), CARRIER[name])
-    multiplied(x, y, out[0], name)
+    work = len(x) * len(y) * x.shape[1]
+    step = max(ROWS, -(-len(x) // MOST_PARTS)) if work >= 2 * workers.SMALL else len(x)
+    if name.startswith("i") or step >= len(x):
+        multiplied(x, y, out[0], name)
+        return out
+    ends = [*range(step, len(x) - step + 1, step), shape[0]]
+    parts = [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+    workers.run([partial(multiplied, x[part], y, out[0, part], name) for part in parts], work)
     return out
 
 

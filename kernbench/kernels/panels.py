@@ -219,6 +219,12 @@ def accumulate(
     """
     if not left.allocations or not right.allocations:  # nothing is read: no iteration, or all masked
         return np.zeros((f.count, *shape), CARRIER[name]) if total is None else total
+    if f.count == 1 and f.launch.crew is not None:
+        from kernbench.kernels.panel_reads import product_of_one
+
+        alone = product_of_one(f, left, right, counts, shape, name)
+        if alone is not None:
+            return alone if total is None else total + alone
     a, b = left.source(f), right.source(f)
     if a is not None and b is not None:
         if dot not in known:
@@ -227,12 +233,6 @@ def accumulate(
         if product is not None:
             made = product.run(a, b)
             return made if total is None else total + made
-    elif f.count == 1:
-        from kernbench.kernels.panel_reads import product_of_one
-
-        made_alone = product_of_one(f, left, right, counts, shape, name)
-        if made_alone is not None:
-            return made_alone if total is None else total + made_alone
     for t in range(int(counts.max())):
         step = multiply(left.at(f, t, counts), right.at(f, t, counts), name)
         total = np.broadcast_to(step, (f.count, *shape)).copy() if total is None else total + step

@@ -27,9 +27,10 @@ _FLOAT: dict[str, Any] = {
     "f64": np.float64,
     "e4m3": ml_dtypes.float8_e4m3fn,
     "e5m2": ml_dtypes.float8_e5m2,
+    "e2m1": ml_dtypes.float4_e2m1fn,
 }
 _WIDTH = {"f16": 2, "bf16": 2, "f32": 4, "f64": 8, "e4m3": 1, "e5m2": 1}
-_LARGEST = {"f16": 65504.0, "bf16": 3.3895313892515355e38, "e4m3": 448.0, "e5m2": 57344.0}
+_LARGEST = {"f16": 65504.0, "bf16": 3.3895313892515355e38, "e4m3": 448.0, "e5m2": 57344.0, "e2m1": 6.0}
 _UNARY: dict[str, Callable[[Any], Any]] = {
     "abs": np.abs, "neg": np.negative, "ex2": np.exp2, "lg2": np.log2, "sqrt": np.sqrt, "sin": np.sin, "cos": np.cos,
     "tanh": np.tanh, "rsqrt": special.rsqrt, "rcp": lambda x: (1 / x).astype(x.dtype), "not": np.invert,
@@ -55,7 +56,7 @@ KNOWN = "mov, cvt, selp, setp, prmt, lop3, bfe, bfi, dp4a, shifts, arithmetic, e
 
 def _type_of(part: str) -> tuple[str, int] | None:
     """(kind, lanes) of a type suffix: ``f32``, ``f16x2``, ``u32``, ``b16`` ..."""
-    found = re.fullmatch(r"(bf16|f16|f32|f64|e4m3|e5m2|tf32|[usb](?:8|16|32|64))(x2|x4)?", part)
+    found = re.fullmatch(r"(bf16|f16|f32|f64|e4m3|e5m2|e2m1|tf32|[usb](?:8|16|32|64))(x2|x4)?", part)
     return (found[1], int((found[2] or "x1")[1:])) if found else None
 
 
@@ -65,6 +66,8 @@ def _as(x: Bits, kind: str) -> Any:
         return x.astype(np.uint64).view({"f": np.float64, "s": np.int64}.get(kind[0], np.uint64))
     if kind in ("f32", "tf32"):
         return x.astype(np.uint32).view(np.float32)
+    if kind == "e2m1":
+        return (x & np.uint64(15)).astype(np.uint8).view(_FLOAT[kind]).astype(np.float32)
     if kind in _FLOAT:
         return x.astype(f"u{_WIDTH[kind]}").view(_FLOAT[kind]).astype(np.float32)
     width = int(kind[1:]) // 8
@@ -72,6 +75,9 @@ def _as(x: Bits, kind: str) -> Any:
 
 
 def _bits(x: Any, kind: str) -> Bits:
+    if kind == "e2m1":  # no NaN: PTX makes it the largest number
+        number = np.where(np.isnan(x), _LARGEST[kind], x).astype(_FLOAT[kind])
+        return np.ascontiguousarray(number).view(np.uint8).astype(np.uint64) & np.uint64(15)
     if kind in _FLOAT:
         return np.ascontiguousarray(np.asarray(x).astype(_FLOAT[kind])).view(f"u{_WIDTH[kind]}").astype(np.uint64)
     if kind == "tf32":
@@ -80,15 +86,19 @@ def _bits(x: Any, kind: str) -> Bits:
     return np.asarray(x).astype(np.int64 if kind[0] == "s" else np.uint64).astype(f"u{width}").astype(np.uint64)
 
 
+def _lane_bits(kind: str) -> int:
+    return 4 if kind == "e2m1" else 8 * _WIDTH.get(kind, 4)
+
+
 def _lanes(x: Bits, kind: str, lanes: int) -> list[Bits]:
-    width = 8 * _WIDTH.get(kind, 4)
+    width = _lane_bits(kind)
     return [(x >> np.uint64(width * i)) & np.uint64(2**width - 1) for i in range(lanes)] if lanes > 1 else [x]
 
 
 def _joined(parts: list[Bits], kind: str) -> Bits:
     out = parts[0]
     for i, part in enumerate(parts[1:], 1):
-        out = out | (part << np.uint64(8 * _WIDTH.get(kind, 4) * i))
+        out = out | (part << np.uint64(_lane_bits(kind) * i))
     return out
 
 
@@ -268,6 +278,8 @@ def _instruction(opcode: str) -> Callable[..., Bits] | None:
     if name == "cvt" and len(types) == 2:
         source, target = types[1][0], kind
         narrow = target in _LARGEST or target == "tf32"
+        if "e2m1" in (source, target) and ("rz" in how or lanes != 2):
+            return None
         if narrow and (how & {"rm", "rp"} or ("rz" in how and source not in ("f32", "f64"))):
             return None
         if lanes == 2 and types[1][1] == 1:  # two sources: the first becomes the upper half

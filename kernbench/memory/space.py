@@ -76,7 +76,7 @@ class Allocation:
     def digest(self) -> int:
         """A 128-bit digest (XXH3) of the bytes, worked out again after writes only."""
         if self._digest is None or self._digest[0] != self.version:
-            self._digest = self.version, xxhash.xxh3_128_intdigest(memoryview(self.bytes))
+            self._digest = self.version, xxhash.xxh3_128_intdigest(self.bytes.data)
         return self._digest[1]
 
     def wrote(self) -> None:

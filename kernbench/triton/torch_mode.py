@@ -62,6 +62,8 @@ class CudaOnCpu(TorchFunctionMode):
             return self._move(func, args, kwargs)
         if kwargs.get("out_dtype") is not None and func in _PRODUCTS:
             return _in_dtype(func, args, dict(kwargs))
+        if func in _HISTOGRAMS and not args[0].is_floating_point():
+            return func(args[0].double(), *args[1:], **kwargs).to(args[0].dtype)  # the CPU has it for floats only
         if func in _NORMS and args[0].dtype in _HALVES and not self.is_on_host(args[0]):
             # A CUDA autocast has a rule of its own for norms.
             return func(*args, **kwargs) if torch.is_autocast_enabled("cuda") else _in_float(func, args, kwargs)
@@ -234,6 +236,7 @@ _ABOUT_DEVICE: dict[Any, Callable[[CudaOnCpu, Any], Any]] = {
     torch.Tensor.get_device: lambda mode, tensor: 0 if _its_device(mode, tensor).type == "cuda" else -1,
 }
 _PRODUCTS = frozenset({torch.mm, torch.bmm, torch.addmm, torch.baddbmm})
+_HISTOGRAMS = frozenset({torch.histc, torch.Tensor.histc})
 _NORMS = frozenset({torch.nn.functional.layer_norm, torch.nn.functional.group_norm})
 _HALVES = frozenset({torch.float16, torch.bfloat16})
 _MOVES = frozenset({torch.Tensor.to, torch.Tensor.cuda, torch.Tensor.cpu})
@@ -262,7 +265,8 @@ def installed() -> Iterator[CudaOnCpu]:
         if self.device.type == "cuda":
             return func(*args, **(kwargs or {}))
         made = as_default(self, func, types, args, kwargs)
-        if self.device == _CPU and func in _device_constructors() and isinstance(made, torch.Tensor):
+        asked = (kwargs or {}).get("device") is not None  # by the mode, which knows better where that is
+        if self.device == _CPU and not asked and func in _device_constructors() and isinstance(made, torch.Tensor):
             mode._mark(made, "cpu")
         return made
 

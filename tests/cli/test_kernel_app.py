@@ -119,11 +119,13 @@ def test_an_exported_kernel_runs_the_same(kernbench, source, tmp_path):
     assert "tt.store 1" in out
 
 
-def test_stored_ttir_from_elsewhere_runs_without_triton_and_torch(tmp_path):
+def test_stored_ttir_from_elsewhere_runs_without_triton_and_torch(kernbench, tmp_path):
     (tmp_path / "k.ttir").write_text(TTIR)
     out = without_triton(tmp_path, "run", "k.ttir", "-a", "out_ptr=i32[4]:zeros", "-a", "value=7")
     assert next(line for line in out.splitlines() if line.startswith("out_ptr")).split()[-1] == "7"
     assert "@fill" in without_triton(tmp_path, "show", "k.ttir", "--text")
+    code, _, err = kernbench("run", "k.ttir")
+    assert code == 1 and "--arg out_ptr=i32[1024] --arg value=1024" in err
 
 
 def test_what_cannot_run_is_shown_with_its_reason(kernbench, tmp_path):

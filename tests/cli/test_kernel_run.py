@@ -220,9 +220,9 @@ def test_a_dump_of_a_program_that_there_is_not(run):
     assert any(note.startswith("nothing was dumped") for note in report["notes"])
 
 
-def test_several_kernels_are_listed(monkeypatch, capsys, tmp_path):
+def test_several_kernels_are_listed_where_one_has_to_be_meant(monkeypatch, capsys, tmp_path):
     (tmp_path / "k.py").write_text(strangers.SEVERAL)
-    monkeypatch.setattr("sys.argv", ["kernbench", "kernel", "run", str(tmp_path / "k.py")])
+    monkeypatch.setattr("sys.argv", ["kernbench", "kernel", "run", str(tmp_path / "k.py"), "--grid", "8"])
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 1
@@ -241,7 +241,20 @@ def test_a_script_is_run_as_it_is(run, capsys):
     assert code == 1
     assert report["error"].startswith("AssertionError")
     code, report = run(strangers.SCRIPT, "--kernel", "add_kernel", "--no-verify")
-    assert (code, report["mode"], arguments(report)["n_elements"]) == (0, "inputs", 8168)
+    assert (code, report["mode"], arguments(report)["n_elements"]) == (0, "inputs", 2024)
+
+
+def test_what_a_script_tunes_is_shown_as_it_is_launched_in_the_end(run):
+    pytest.importorskip("torch")
+    configs = "@triton.autotune([triton.Config({'BLOCK_SIZE': n}) for n in (16, 512)], key=[])\n@triton.jit"
+    fixed = "[(triton.cdiv(x.numel(), 256),)](x, y, out, x.numel(), BLOCK_SIZE=256)"
+    chosen = "[lambda meta: (triton.cdiv(x.numel(), meta['BLOCK_SIZE']),)](x, y, out, x.numel())"
+    tuned = strangers.SCRIPT.replace("@triton.jit", configs, 1).replace(fixed, chosen)
+    code, report = run(tuned)
+    assert code == 0, report
+    assert report["autotune"][0]["best"].startswith("BLOCK_SIZE=512")
+    (launch,) = report["launches"]
+    assert (launch["grid"], arguments(report)["BLOCK_SIZE"], launch["values"]["passed"]) == ([2], 512, True)
 
 
 def test_the_interpreter_stops_at_a_breakpoint(tmp_path):

@@ -34,3 +34,16 @@ def rounded(x, out, B: tl.constexpr):
 def fused(x, y, z, out, B: tl.constexpr):
     r = tl.arange(0, B)
     tl.store(out + r, tl.fma(tl.load(x + r), tl.load(y + r), tl.load(z + r)))
+
+
+@triton.jit
+def truncated(x, out, B: tl.constexpr, KIND: tl.constexpr):
+    r = tl.arange(0, B)
+    tl.store(out + r, tl.load(x + r).to(KIND).to(out.dtype.element_ty, bitcast=True))
+
+
+@triton.jit
+def shifted(out, x, by):
+    """Of numbers, not of blocks."""
+    tl.store(out, x << by)
+    tl.store(out + 1, x >> by)

@@ -145,3 +145,18 @@ class TestThroughTriton:
             self.add(x, x, x)
             assert x.tolist() == [2.0] * 12
             assert [c.bound.kind for c in ctx.timeline().commands] == ["launch"]
+
+
+def test_what_kernels_do_not_take_is_said_of_arrays(device):
+    for array, said in ((np.zeros(4, np.complex64), "complex64 is an argument"), (np.zeros(4, ">f4"), "other order")):
+        with pytest.raises(foreign.ForeignArgumentError, match=said):
+            foreign.HostArray(array)
+
+
+def test_numbers_of_numpy_are_numbers(device):
+    pytest.importorskip("triton")
+    import guilty_kernels
+
+    x, out = np.arange(8, dtype=np.float32), np.zeros(8, np.float32)
+    guilty_kernels.copy[(np.int64(1),)](x, out, n=np.int32(5), BLOCK=np.int16(8))
+    assert out.tolist() == [0, 1, 2, 3, 4, 0, 0, 0]

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("triton")
+triton = pytest.importorskip("triton")
 
 import scattered_kernels as kernels  # noqa: E402
+import tutorial_kernels as tutorials  # noqa: E402
 
 from kernbench.triton import impersonate  # noqa: E402
 
@@ -109,6 +110,18 @@ def test_default_devices(gpu):
         torch.set_default_device(None)
 
 
+def test_a_device_that_is_named_counts_more_than_the_default(gpu):
+    before = torch.get_default_device()
+    torch.set_default_device("cuda")
+    torch.set_default_device(before)  # as libraries put it back
+    try:
+        x = torch.zeros(3, device="cuda")
+        assert x.device == torch.empty(2, device=x.device).device == torch.device("cuda", 0)
+        assert torch.zeros(3).device == torch.device("cpu")
+    finally:
+        torch.set_default_device(None)
+
+
 def test_a_generator_has_a_seed_and_an_offset(gpu):
     torch.cuda.manual_seed(5)
     seed, offset = torch.cuda.get_rng_state().view(torch.int64).tolist()
@@ -141,6 +154,23 @@ def test_compiled_functions_and_device_guards(gpu):
         assert torch._C._cuda_getCurrentRawStream(0) == torch.cuda.current_stream().cuda_stream
     with pytest.raises(NotImplementedError, match="CUDA graphs"):
         torch.cuda.CUDAGraph()
+
+
+def test_no_stages_are_one(gpu):
+    x = torch.randn(9, 90, device="cuda")
+    times = []
+    for stages in (0, 1):
+        out = torch.empty_like(x)
+        args = (out, x, 90, 90, 9, 90, 128, stages)
+        times.append(triton.testing.do_bench(lambda args=args: tutorials.softmax_kernel[(2,)](*args)))
+        torch.testing.assert_close(out, x.softmax(1))
+    assert times[0] == times[1] > 0
+
+
+def test_histograms_of_integers(gpu):
+    experts = torch.tensor([0, 2, 2, 5], device="cuda")
+    for made in (torch.histc(experts, bins=6, min=0, max=5), experts.histc(bins=6, min=0, max=5)):
+        assert made.dtype == torch.int64 and made.tolist() == [1, 0, 2, 0, 0, 1]
 
 
 def test_everything_is_put_back():

@@ -12,6 +12,7 @@ import narrow_kernels as kernels
 import triton.language as tl
 
 from kernbench.kernels.standalone import StandaloneDevice
+from kernbench.triton import impersonate
 
 CODES = np.arange(256, dtype=np.uint8)
 
@@ -103,3 +104,35 @@ def test_float32_fma_of_a_false_tie(device):
     kernels.fused[(1,)](device.array(x), device.array(x), device.array(z), out, B=16)
     np.testing.assert_array_equal(out.numpy()[:8], np.float32(1 + 2.0**-11 + 2.0**-23))
     np.testing.assert_array_equal(out.numpy()[8:], np.float32(1 + 2.0**-11))
+
+
+@pytest.mark.parametrize("source", [np.float32, np.float64])
+@pytest.mark.parametrize("bits", [16, 32, 64])
+@pytest.mark.parametrize("signed", [True, False])
+def test_floats_that_no_integer_holds_become_the_nearest(device, source, bits, signed):
+    low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+    x = np.array([1.9, -1.9, 0.5, -0.5, 1e30, -1e30, np.inf, -np.inf, np.nan, 2.0**bits, -(2.0**bits), 100, 7, 0, 3, 5])
+    out = device.empty((16,), f"i{bits}")
+    kernels.truncated[(1,)](
+        device.array(x.astype(source)), out, B=16, KIND=getattr(tl, f"{'' if signed else 'u'}int{bits}")
+    )
+    expected = [0 if np.isnan(v) else min(max(int(np.clip(v, -1e40, 1e40)), low), high) for v in x]
+    assert [int(v) % 2**bits for v in out.numpy()] == [v % 2**bits for v in expected]
+
+
+@pytest.mark.parametrize("by", [0, 5, 31, 32, 63, 200, -1])
+def test_shifts_by_more_than_the_width_leave_nothing(device, by):
+    out = device.empty((2,), np.int32)
+    kernels.shifted[(1,)](out, -7, by)
+    within = 0 <= by < 32
+    left = (-7 << by) % 2**32 if within else 0
+    assert out.numpy().view(np.uint32).tolist() == [left, (-7 >> (by if within else 31)) % 2**32]
+
+
+def test_a_gpu_wants_warps_in_powers_of_two(device):
+    pytest.importorskip("torch")
+    out = device.empty((2,), np.int32)
+    with impersonate("cuda:90"):
+        kernels.shifted[(1,)](out, 1, 1, num_warps=2)
+        with pytest.raises(AssertionError, match="num_warps=3 must be a power of 2"):
+            kernels.shifted[(1,)](out, 1, 1, num_warps=3)

@@ -131,6 +131,14 @@ def test_results_of_several_types_from_packed_bytes(device):
     np.testing.assert_array_equal(real.numpy(), x / 2)
 
 
+def test_in_a_combine_function_and_on_numbers(device):
+    x = np.random.default_rng(4).standard_normal((4, 8)).astype(np.float32)
+    x[2, 3] = np.nan
+    out = device.empty((5,), np.float32)
+    kernels.largest_of_rows[(2,)](device.array(x), out, M=4, N=8)
+    np.testing.assert_array_equal(out.numpy(), [*np.maximum.reduce(x, axis=1), x[0, :2].max()])
+
+
 def test_registers_that_say_where_a_program_runs(device):
     out = device.empty((6, 5), np.int32)
     kernels.placed[(3, 2)](out)
@@ -154,3 +162,15 @@ def test_registers_that_say_where_a_program_runs(device):
 def test_what_has_no_counterpart_is_refused(device, text):
     with pytest.raises(KernelError, match=r"language_kernels.py:\d+.*the PTX instruction"):
         run(device, text, np.ones(4, np.int32), "=r,r")
+
+
+def test_four_bit_floats():
+    """Two to a byte, the first source in the upper half; rounded to even, saturated, and no NaN."""
+    x = np.array(
+        [0.25, 0.75, 1.26, 2.5, 3.5, 5.0, 7.0, -100.0, np.nan, np.inf, -0.2, 4.9, 0.0, -3.0, 6.0, 1.0], np.float32
+    )
+    text = "{ .reg .b8 pair; cvt.rn.satfinite.e2m1x2.f32 pair, $2, $1; cvt.rn.f16x2.e2m1x2 $0, pair; }"
+    with StandaloneDevice() as device:
+        out = device.empty((16,), np.float16)
+        kernels.assembled[(1,)](device.array(x), out, B=16, TEXT=text, HOW="=r,f,f", PACK=2)
+    assert out.numpy().tolist() == [0, 1, 1.5, 2, 4, 4, 6, -6, 6, 6, -0.0, 4, 0, -3, 6, 1]

@@ -18,6 +18,7 @@ from kernbench.memory import AddressSpace
 NAMES = {"load": "tt.load", "store": "tt.store", "atomic": "tt.atomic_rmw"}
 SPACE = AddressSpace(1 << 20, "memory")
 MEMORY = SPACE.alloc(4096, "memory")
+COUNTER = SPACE.alloc(8, "counter")
 ACCESSES = {
     kind: Access(
         Op(name, (), (), {"words": ("add", "acq_rel")}, loc=(f"{kind}.py", 1)),
@@ -148,9 +149,10 @@ def test_rows_one_program_after_the_other(drawn):
         races.touch(ACCESSES[kind], w, MEMORY, np.array([program]), kind != "store", kind != "load")
 
     def by_row(program, kind, start, count):
-        races.touch(
-            ACCESSES[kind], rows([start], [count]), MEMORY, np.array([program]), kind != "store", kind != "load"
-        )
+        w = rows([start], [count])
+        if start == 3:  # a row that is given element by element
+            w.terms = (4 * np.arange(8)[None],)
+        races.touch(ACCESSES[kind], w, MEMORY, np.array([program]), kind != "store", kind != "load")
 
     races = Races("kernel", (4, 1, 1), ordered=True)
     wanted = verdict(element_by_element)
@@ -166,6 +168,40 @@ def test_rows_one_program_after_the_other(drawn):
         with pytest.raises(KernelFault) as found:
             launch.end()
         assert str(found.value) == wanted
+
+
+@pytest.mark.parametrize("fault", [None, "no atomic", "too early", "another element", "a second writer"])
+def test_a_last_program_needs_no_clocks(monkeypatch, fault):
+    """100 programs write a row each and count up; the last reads all. Where one does otherwise, that is found."""
+    everybody, counter = np.arange(100), np.full(100, (COUNTER.base - MEMORY.base) // 4)
+    starts, counts, atomics = 8 * everybody, np.full(100, 8), np.ones(100, np.int64)
+    if fault == "no atomic":
+        atomics[40] = 0
+    if fault == "another element":
+        counter[40] += 1
+    if fault == "a second writer":
+        counts[40] = 9
+    seen = [
+        ("store", rows(starts, counts, 9), everybody),
+        ("atomic", rows(counter, atomics, 1), everybody),
+        ("load", rows([0], [800], 800), everybody[-1:]),
+    ]
+    if fault == "too early":
+        seen.append(("store", rows([320], [1]), everybody[40:41]))
+
+    def ended():
+        launch = Touches("kernel", (100, 1, 1), ordered=True)
+        for kind, w, programs in seen:
+            memory = COUNTER if kind == "atomic" else MEMORY
+            launch.touch(ACCESSES[kind], w, memory, programs, kind != "store", kind != "load")
+        launch.end()
+
+    if fault:
+        with pytest.raises(KernelFault, match=r"race on 'x': program \((99|41), 0, 0\) .* program \(40, 0, 0\) wrote"):
+            ended()
+    else:
+        monkeypatch.setattr(touches, "Races", None)
+        ended()
 
 
 VALUES = st.sampled_from([0.0, 1.0, -2.5, 3e38, np.inf, -np.inf, np.nan])

@@ -251,6 +251,16 @@ def test_an_empty_grid_runs_nothing():
         assert device.records == []
 
 
+@pytest.mark.parametrize(
+    ("grid", "said"),
+    [((-1,), "1 to 3 sizes of at least 0"), ((2.0,), "1 to 3 sizes"), ((2**20, 2**12), "is 4294967296 programs")],
+)
+def test_a_grid_that_cannot_be(grid, said):
+    with StandaloneDevice() as device, pytest.raises(LaunchError, match=said):
+        x = device.empty((4,), "f32")
+        tutorials.add_kernel[grid](x, x, x, 4, BLOCK_SIZE=4)
+
+
 def fake_clock(records):
     """Milliseconds that favour 64-row tiles: reads the tile out of the scratchpad need."""
     (record,) = records

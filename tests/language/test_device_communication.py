@@ -381,3 +381,17 @@ def test_products_of_what_a_launch_also_writes(m, n, k, a_by_columns, b_by_colum
         kernels.product_beside_writes[(3,)](out, a, b, m, n, k, sa, sb, ka, kb, BLOCK=16, STEP=16)
     want = x.astype(np.float64) @ y.astype(np.float64) + 0.5
     np.testing.assert_allclose(out.numpy(), want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("m", [256, 200])
+def test_a_large_product_of_one_program_is_the_same_in_parts(device, m, monkeypatch):
+    n, k, found = 256, 300, []
+    x, y = (np.random.default_rng(m).standard_normal(shape).astype("f2") for shape in ((m, k), (k, n)))
+    for rows in (64, 1 << 20):  # in parts, and whole
+        monkeypatch.setattr("kernbench.kernels.panel_reads.ROWS", rows)
+        a, b = (device.array(np.append(values.ravel(), np.zeros(1, "f2"))) for values in (x, y))
+        out = device.empty((m, n), "f32")
+        kernels.product_beside_writes[(1,)](out, a, b, m, n, k, k, 1, 1, n, BLOCK=256, STEP=64)
+        found.append(out.numpy())
+    np.testing.assert_allclose(found[0], x.astype("f8") @ y.astype("f8") + 0.5, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-6, atol=1e-5)

@@ -143,3 +143,25 @@ def test_ranges_of_skipped_bytes_are_a_map_of_them(steps):
         if mapped:
             assert made.invalid is None or made.invalid.tolist() == want.tolist()
             assert made.invalid is not None or not want.any()
+
+
+def test_memory_that_nobody_has_written_takes_none_to_say_so():
+    made = AddressSpace(1 << 20, "memory").alloc(1000)
+    assert made.unwritten is None
+    made.forget()
+    assert made.unwritten.all() and made.unwritten.shape == (1000,) and made.unwritten.strides == (0,)
+    made.unwritten_map()[10:20] = False
+    assert made.unwritten.sum() == 990 and made.unwritten_map() is made.unwritten
+    made.forget()
+    assert made.unwritten.all()
+
+
+def test_a_digest_follows_the_writes():
+    made, other = (AddressSpace(4096, "memory").alloc(100) for _ in range(2))
+    assert made.digest() == other.digest()
+    made.bytes[3] = 1
+    made.wrote()
+    assert made.digest() != other.digest()
+    made.bytes[3] = 0
+    made.wrote()
+    assert made.digest() == other.digest()

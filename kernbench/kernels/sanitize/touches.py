@@ -1,7 +1,8 @@
 """What a launch touches, kept until its end: in most launches programs keep apart, and a few intervals show that.
 
 Each access is as many intervals of bytes as its block has rows that lie side by side. Where those of different programs
-overlap, or there are too many of them, everything is told again to :class:`Races`, which looks at each element.
+overlap, or there are too many of them, and no atomics are seen to order these, everything is told again to
+:class:`Races`, which looks at each element.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from kernbench.kernels.errors import KernelFault
+from kernbench.kernels.sanitize.handed_on import handed_on
 from kernbench.kernels.sanitize.races import Races
 from kernbench.kernels.values import vector
 from kernbench.kernels.window import Window
@@ -26,6 +29,8 @@ Intervals = tuple[Ints, Ints, Ints]
 """First byte, one past the last, and program of each."""
 MOST_INTERVALS = 1 << 20
 """Of an access; with more, elements are looked at one by one."""
+MOST_ELEMENTS = 1 << 13
+"""The same where none of them lie side by side: to sort them costs more than to look at each."""
 MOST_BYTES = 256 << 20
 """Of what is kept; then it is looked at before the launch goes on."""
 _MANY = -1
@@ -103,11 +108,17 @@ class Touches:
         suspects = {base for base, touches in of.items() if not apart(touches)}
         if not suspects:
             return
-        races = Races(self.name, self.grid, self.ordered)
-        if self.ordered:
-            self._tell_in_order(races, [t for t in kept if t.is_atomic or t.allocation.base in suspects], suspects)
-        else:
-            self._tell(races, [touch for touch in kept if touch.allocation.base in suspects])
+        programs = self.grid[0] * self.grid[1] * self.grid[2]
+        if self.ordered and handed_on(kept, suspects, spans, programs):
+            return
+        try:
+            self._tell(Races(self.name, self.grid, False), [t for t in kept if t.allocation.base in suspects])
+            return
+        except KernelFault:
+            if not self.ordered:
+                raise
+        meeting = [t for t in kept if t.is_atomic or t.allocation.base in suspects]
+        self._tell_in_order(Races(self.name, self.grid, True), meeting, suspects)
 
     @staticmethod
     def _tell(races: Races, touches: Iterable[Touch]) -> None:
@@ -148,17 +159,22 @@ def apart(touches: list[Touch]) -> bool:
     for kind in ("write", "atomic", "read"):
         found: list[Intervals] = []
         for touch in (t for t, k in zip(touches, kinds, strict=True) if k == kind):
-            for w in iterations(touch.w):
-                part = intervals(w, touch.programs)
-                if part is None:
-                    return False
-                found.append(part)
+            parts = spans(touch)
+            if parts is None:
+                return False
+            found += parts
         if found:
             unions[kind] = union(*(np.concatenate(column) for column in zip(*found, strict=True)))
     if "write" in unions and (unions["write"][2] == _MANY).any():
         return False
     pairs = (("write", "read"), ("write", "atomic"), ("atomic", "read"))
     return all(x not in unions or y not in unions or _apart(unions[x], unions[y]) for x, y in pairs)
+
+
+def spans(t: Touch) -> list[Intervals] | None:
+    """The intervals of an access, for each iteration; None for too many."""
+    found = [intervals(w, t.programs) for w in iterations(t.w)]
+    return None if any(part is None for part in found) else [part for part in found if part is not None]
 
 
 def intervals(w: Window, programs: Ints) -> Intervals | None:
@@ -168,7 +184,8 @@ def intervals(w: Window, programs: Ints) -> Intervals | None:
     if row is None and w.dims == (1,):
         row = 0
     others = [d for d in range(rank) if d != row and not (isinstance(w.terms[d], int) and w.terms[d] == 0)]
-    if w.programs * int(np.prod([w.dims[d] for d in others])) > MOST_INTERVALS:
+    most = MOST_ELEMENTS if row is None else MOST_INTERVALS
+    if w.programs * int(np.prod([w.dims[d] for d in others])) > most:
         return None
     owner = np.full(1, _MANY if len(programs) > 1 else programs[0]) if w.programs == 1 else programs
     if row is None:

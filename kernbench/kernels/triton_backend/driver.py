@@ -12,14 +12,13 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import triton.backends
 import triton.backends.driver as base
 from triton.backends.compiler import GPUTarget
 
 from kernbench.kernels import device as devices
+from kernbench.kernels import foreign
 from kernbench.kernels.descriptors import PAD_NAN, PADDING
-from kernbench.kernels.foreign import HostArray
 from kernbench.kernels.kernel import Kernel
 from kernbench.kernels.launch import launch
 from kernbench.kernels.triton_backend import NAME, gpus, impersonated, tuning
@@ -276,14 +275,14 @@ def _others_active() -> bool:
 
 
 def _taking_arrays(run: Callable[..., Any]) -> Callable[..., Any]:
-    """``JITFunction.run`` that takes numpy arrays too, which Triton itself would refuse."""
+    """``JITFunction.run`` that takes numpy arrays and numbers too, which Triton itself would refuse."""
 
     @functools.wraps(run)
     def with_arrays(self: Any, *args: Any, **kwargs: Any) -> Any:
-        args = tuple(HostArray(a) if isinstance(a, np.ndarray) else a for a in args)
+        args = tuple(foreign.of_numpy(a) if isinstance(a, foreign.NUMPY) else a for a in args)
         for name, value in kwargs.items():
-            if isinstance(value, np.ndarray):
-                kwargs[name] = HostArray(value)
+            if isinstance(value, foreign.NUMPY):
+                kwargs[name] = foreign.of_numpy(value)
         return run(self, *args, **kwargs)
 
     return with_arrays
@@ -318,8 +317,8 @@ def take_over() -> None:
         _replace(triton.runtime.Autotuner, "_bench", tuning.watched_bench)
         for bench in (triton.testing.do_bench, triton.testing.do_bench_cudagraph):
             # From within, since programs import it by its name before a context opens.
-            for name, value in (("__defaults__", None), ("__kwdefaults__", None), ("__code__", _bench.__code__)):
-                _replace(bench, name, lambda _, value=value: value)
+            for name in ("__defaults__", "__kwdefaults__", "__code__"):
+                _replace(bench, name, lambda _, name=name: getattr(_bench, name))  # type: ignore[misc]
         skipped = triton.language.core.builtin(_no_breakpoint)
         _replace(CodeGenerator, "builtin_namespace", lambda names: names | {"breakpoint": skipped})
         if triton.knobs.runtime.interpret:

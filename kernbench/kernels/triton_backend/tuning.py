@@ -12,10 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from kernbench.kernels import device as devices
-from kernbench.kernels.foreign import HostArray
+from kernbench.kernels import foreign
 
 KEPT = 64
 """Tunings remembered."""
@@ -86,8 +84,8 @@ def watched_run(run: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(run)
     def with_table(self: Any, *args: Any, **kwargs: Any) -> Any:
-        args = tuple(HostArray(a) if isinstance(a, np.ndarray) else a for a in args)
-        kwargs = {name: HostArray(a) if isinstance(a, np.ndarray) else a for name, a in kwargs.items()}
+        args = tuple(foreign.of_numpy(a) if isinstance(a, foreign.NUMPY) else a for a in args)
+        kwargs = {name: foreign.of_numpy(a) if isinstance(a, foreign.NUMPY) else a for name, a in kwargs.items()}
         before = getattr(self, "configs_timings", None)
         known = set(self.cache)
         _needs.clear()

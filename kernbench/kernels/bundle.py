@@ -6,6 +6,7 @@ cache holds ``.ttir`` files) can be read as well.
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -67,7 +68,7 @@ def lower(function: Any, signature: Mapping[str, str], constexprs: Mapping[str, 
         num_stages: buffer slots of pipelined loads.
 
     Raises:
-        BundleError: an argument has no type, or a name is not one of the function's.
+        BundleError: an argument has no type or one that Triton does not know, or a name is not one of the function's.
     """
     import triton
     from triton.backends.compiler import GPUTarget
@@ -94,10 +95,27 @@ def lower(function: Any, signature: Mapping[str, str], constexprs: Mapping[str, 
     for i, name in enumerate(names):
         kind, _, multiple = signature.get(name, "constexpr").partition(":")
         kinds[name] = kind
+        if not _is_type(kind) or not (multiple or "16").isdecimal():
+            raise BundleError(
+                f"{function.__name__}: argument '{name}' has the type '{signature[name]}', which Triton does not know: "
+                "expected one such as *fp32, *bf16, *fp8e5, *i64, i32, u8, fp32, with :16 behind it for a multiple of "
+                "16; a constexpr has a value instead"
+            )
         if multiple:
             hints[(i,)] = [["tt.divisibility", int(multiple)]]
     driver.register()
     source = ASTSource(function, kinds, dict(constexprs), hints)
     made = triton.compile(source, target=GPUTarget(NAME, "ttir", 1), options={"num_stages": num_stages})
-    given = tuple(n for n in names if n not in constexprs)
+    given = tuple(driver.runtime_names(names, list(kinds.values())))
     return Kernel(made.metadata.name, made.asm[NAME].decode(), num_stages, dict(constexprs), names=given)
+
+
+def _is_type(kind: str) -> bool:
+    """Whether Triton knows a type of an argument by this name."""
+    import triton.language as tl
+
+    try:
+        tl.str_to_ty(kind, None) if len(inspect.signature(tl.str_to_ty).parameters) > 1 else tl.str_to_ty(kind)
+    except (KeyError, ValueError, IndexError, AttributeError, AssertionError):
+        return False
+    return True

@@ -61,6 +61,8 @@ def describe(w: Window) -> list[Part]:
 def _distinct(rows: Ints) -> tuple[Ints, Ints]:
     """The distinct rows of int64[P, n] in lexicographic order, and which of them each row is. ``np.unique`` does the
     same, but compares element by element."""
+    if (rows == rows[:1]).all():
+        return rows[:1], np.zeros(len(rows), np.int64)
     keys = np.ascontiguousarray(rows.astype(np.int64).view(np.uint64) ^ np.uint64(1 << 63)).astype(">u8")
     text, width = keys.tobytes(), keys.shape[1] * 8
     words = [text[i * width : (i + 1) * width] for i in range(len(rows))]
@@ -109,7 +111,8 @@ def _straight(w: Window) -> tuple[list[Part], Bools]:
     parts: list[Part] = []
     for i, row in enumerate(distinct):
         members = np.flatnonzero(which == i)
-        parts += _within(members, _strided(replace(w.select(members), terms=tuple(row.tolist()))))
+        some = w if len(distinct) == 1 else w.select(members)
+        parts += _within(members, _strided(replace(some, terms=tuple(row.tolist()))))
     return parts, np.zeros(w.programs, np.bool_)
 
 
@@ -276,7 +279,7 @@ def _boxed(w: Window) -> tuple[Bools, Ints, Ints]:
     if w.rest is None:
         return np.ones(w.programs, np.bool_), w.lo, w.hi
     rank = len(w.dims)
-    where = w.lanes()[1]
+    where = np.broadcast_to(w.kept(), (w.programs, *w.dims))
     box = np.ones((w.programs, *w.dims), np.bool_)
     lo, hi = np.zeros_like(w.lo), np.zeros_like(w.hi)
     for d, n in enumerate(w.dims):

@@ -278,6 +278,8 @@ def _run_in_turns(
             recorder = ProgramRecorder(launch.recorder, (*head, number))
             if party is not None or launch.handovers is not None:
                 kept[number] = recorder
+            if launch.tape is not None and launch.tape.is_too_large():
+                launch.tape = None
             if launch.tape is not None:
                 mine = replace(launch, tape=launch.tape.of_program(pids))
         v: list[Any] = [None] * plan.slots

@@ -11,7 +11,7 @@ Such a tensor counts as lying on the device: no transfer over the host link is r
 from __future__ import annotations
 
 import sys
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet, ref
@@ -129,7 +129,12 @@ class Mirrors:
         return found if address < max(found.end, found.start + 1) else None
 
     def _overlapping(self, start: int, end: int) -> list[_Mirror]:
-        return [m for m in self._by_start.values() if m.start < end and start < max(m.end, m.start + 1)]
+        first = max(bisect_right(self._starts, start) - 1, 0)
+        near = [self._by_start[at] for at in self._starts[first : bisect_left(self._starts, end)]]
+        found = [m for m in near if start < max(m.end, m.start + 1)]
+        if len(found) > 1:  # the oldest first, wherever the host happens to have put them
+            found = [m for m in self._by_start.values() if m in found]
+        return found
 
     def _drop(self, start: int) -> None:
         mirror = self._by_start.pop(start, None)

@@ -76,17 +76,19 @@ class Handovers:
         self.before: Any = None
         """What was there before the operation that is being carried out."""
 
-    def left(self, f: Frame, a: Access, mark: RowKind, adds: bool) -> None:
-        """A program may have changed a word."""
-        before, place = self.before, _place(f, a)
-        if place is None or before is None:
+    def left(self, f: Frame, a: Access, mark: RowKind, adds: bool, known: bool) -> None:
+        """A program may have changed a word. ``known``: its value is, without data too; else that it is written leaves
+        a row, whatever is written, so that the record is the same without data."""
+        place = _place(f, a)
+        if place is None:
             return
-        after = _value(a, *place)
-        if after is None or after == before:
+        before, after = self.before, _value(a, *place)
+        if known and after == before:
             return
         assert isinstance(f.recorder, ProgramRecorder)
         token = f.recorder.signal(mark, f.control)
-        signalled(*place, Write(after, adds, token, self._stream), before, self._words)
+        if after is not None and after != before:
+            signalled(*place, Write(after, adds, token, self._stream), before, self._words)
 
     def found(self, f: Frame, a: Access, value: Any, rows: tuple[int, ...]) -> None:
         """A program has looked at a word."""
@@ -124,6 +126,13 @@ def _followed(c: Compiler, op: Op, a: Access) -> bool:
     return a.scalar and a.name.startswith("i") and looks_of(c).may_meet(op)
 
 
+def _known(c: Compiler, op: Op) -> bool:
+    """Whether what an operation finds or writes is known without data too."""
+    if any(r in c.needed for r in op.results):
+        return True
+    return op.name != "tt.load" and all(v in c.needed or v not in c.data for v in op.operands[1:])
+
+
 def before(c: Compiler, op: Op, a: Access) -> None:
     """Add a step before an operation that writes."""
     if not _followed(c, op, a):
@@ -141,7 +150,8 @@ def after(c: Compiler, op: Op, a: Access) -> None:
     """Add a step after an operation that reads or writes."""
     if not _followed(c, op, a):
         return
-    polls, writes = op in looks_of(c).ops, op.name != "tt.load"
+    known = _known(c, op)
+    polls, writes = known and op in looks_of(c).ops, op.name != "tt.load"
     target = c.dep(op.results[0]) if op.results else 0
     mark = RowKind(OpKind.SIGNAL, c.line(op.loc), "release", record_dtype(op.operands[0].type))
     adds = op.name in ATOMICS and op.attrs.get("words", ("",))[0] != "exch"
@@ -156,6 +166,6 @@ def after(c: Compiler, op: Op, a: Access) -> None:
             if value is not None:
                 hand.found(f, a, value if writes else np.asarray(value).flat[0].item(), f.d[target])
         if writes:
-            hand.left(f, a, mark, adds)
+            hand.left(f, a, mark, adds, known)
 
     c.both(step)

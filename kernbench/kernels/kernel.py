@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 from kernbench.kernels import comm, descriptors, polls, ttir
 
@@ -29,17 +31,16 @@ class Kernel:
     names: tuple[str, ...] = ()
     """Names of the runtime arguments, where the text does not carry them (before Triton 3.6)."""
 
+    shares: bool = False
+    """Whether what is worked out of the text is shared with other kernels of the same text and names that share."""
+
     def __post_init__(self) -> None:
         self.num_stages = max(1, self.num_stages)
 
     @cached_property
     def module(self) -> ttir.Module:
         """The parsed text, descriptors and block pointers rewritten into blocks of pointers."""
-        module = ttir.parse(self.text)
-        function = module.kernel
-        if len(self.names) == len(function.args):
-            function.args = tuple(replace(arg, name=name) for arg, name in zip(function.args, self.names, strict=True))
-        return comm.lower(polls.lower(descriptors.lower(module)))
+        return _shared(self.text, self.names) if self.shares else _read(self.text, self.names)
 
     @cached_property
     def function(self) -> ttir.Function:
@@ -77,3 +78,29 @@ class Kernel:
         from kernbench.kernels.tcm import analyse
 
         return analyse(self.function, self.num_stages)
+
+
+def _read(text: str, names: tuple[str, ...]) -> ttir.Module:
+    module = ttir.parse(text)
+    function = module.kernel
+    if len(names) == len(function.args):
+        function.args = tuple(replace(arg, name=name) for arg, name in zip(function.args, names, strict=True))
+    return comm.lower(polls.lower(descriptors.lower(module)))
+
+
+_modules: WeakValueDictionary[tuple[str, tuple[str, ...]], ttir.Module] = WeakValueDictionary()
+_latest: deque[ttir.Module] = deque(maxlen=4)
+"""Kept for the launch that mostly follows a compilation."""
+
+
+def _shared(text: str, names: tuple[str, ...]) -> ttir.Module:
+    """As :func:`_read`, the same object for the same text and names as long as somebody has it. Specialisations that
+    differ only in what is advice to GPUs (``num_warps``), or in ``num_stages``, have the same text."""
+    module = _modules.get((text, names))
+    if module is None:
+        module = _modules.get((text, ()))
+        if module is None or tuple(arg.name for arg in module.kernel.args) != names:
+            module = _read(text, names)
+        _modules[text, names] = module
+        _latest.append(module)
+    return module

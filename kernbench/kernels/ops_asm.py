@@ -54,6 +54,9 @@ def emit_inline_asm(c: Compiler, op: Op) -> None:
 
         return c.compute(op, nothing)
 
+    if any("ctaid" not in place for place in program.places):
+        c.repeats = False  # a time, or a place on one machine
+
     def step(f: Frame) -> None:
         held = [f.v[s] for s in slots]
         if shape:

@@ -97,9 +97,14 @@ class Access:
         address, size = int(low[0]), int(high[0] - low[0])
         space = f.launch.space
         owner = space.find(address)
-        if len(self.homes) == 1 and f.launch.arguments:
-            owner = space.find(f.launch.arguments[self.homes[0]]) or owner
+        own = [space.find(f.launch.arguments[home]) for home in self.homes] if f.launch.arguments else []
+        if len(own) == 1:
+            owner = own[0] or owner
         described = space.describe(address, size) if owner is None else owner.describe(address, size)
+        if owner is not None and not self.at_home(f, owner):
+            names = " or ".join(f"'{a.name}'" for a in own if a is not None)
+            described = f"bytes {address:#x}..{address + size:#x} start in '{owner.name}', which is not {names}"
+            owner = None
         what = {"tt.load": "load from", "tt.store": "store to"}.get(self.op.name, "atomic on")
         target = f"'{self.argument}'" if self.argument else "memory"
         index = ""

@@ -25,6 +25,8 @@ class ProgramRecorder(Recorder):
         self._token = token
         self._unsignalled: list[int] = []
         """Rows that read or wrote memory since the latest signal."""
+        self._signal = -1
+        """The row of the latest signal."""
         self.awaits: dict[int, tuple[Token, ...]] = {}
         self.targets: dict[int, tuple[int, int, int]] = {}
         self.sources: dict[int, int] = {}
@@ -48,7 +50,9 @@ class ProgramRecorder(Recorder):
     def signal(self, kind: RowKind, deps: Deps) -> Token:
         """A row that says: all that was read so far is here, all that was written has arrived."""
         done, self._unsignalled = self._unsignalled, []
-        return self.token(self.add(kind, tuple(sorted({*deps, *done})), None))
+        token = self.token(self.add(kind, tuple(sorted({*deps, *done})), None))
+        self._signal = token[3]
+        return token
 
     def receive(self, kind: RowKind, deps: Deps, awaits: tuple[Token, ...]) -> Deps:
         """A row that waits for rows of other programs."""
@@ -74,12 +78,15 @@ class ProgramRecorder(Recorder):
         """Where the program is now, for :meth:`rewind`."""
         return len(self._rows), dict(self.stored), dict(self.readers), len(self._choices), len(self._unsignalled)
 
-    def rewind(self, mark: Mark) -> None:
-        """Forget the rows since then."""
+    def rewind(self, mark: Mark) -> bool:
+        """Forget the rows since then. False: they stay, since others may wait for a signal among them."""
+        if self._signal >= mark[0]:
+            return False
         rows, self.stored, self.readers, choices, unsignalled = mark
         while self.awaits and next(reversed(self.awaits)) >= rows:
             self.awaits.popitem()
         del self._rows[rows:], self._choices[choices:], self._unsignalled[unsignalled:]
+        return True
 
 
 class SilentProgram(Silent):
@@ -88,8 +95,8 @@ class SilentProgram(Silent):
     def mark(self) -> Mark:
         return 0, {}, {}, 0, 0
 
-    def rewind(self, mark: Mark) -> None:
-        pass
+    def rewind(self, mark: Mark) -> bool:
+        return True
 
 
 def add_crossings(blocks: list[ProgramBlock], recorders: dict[int, ProgramRecorder]) -> None:

@@ -87,7 +87,9 @@ def _bits(x: Any, kind: str) -> Bits:
 
 
 def _lane_bits(kind: str) -> int:
-    return 4 if kind == "e2m1" else 8 * _WIDTH.get(kind, 4)
+    if kind in ("e2m1", "tf32"):
+        return 4 if kind == "e2m1" else 32
+    return 8 * _WIDTH[kind] if kind in _WIDTH else int(kind[1:])
 
 
 def _lanes(x: Bits, kind: str, lanes: int) -> list[Bits]:
@@ -120,8 +122,10 @@ def _convert(x: Any, source: str, target: str, how: set[str]) -> Any:
             return directed.converted(towards, _FLOAT[target])(x)
         if target in _LARGEST and "satfinite" in how:
             x = np.clip(x, -_LARGEST[target], _LARGEST[target])
+        if "sat" in how:
+            x = _between_0_and_1(x)
         if "relu" in how:
-            x = np.where(x > 0, x, 0)
+            x = _not_negative(x)
         if "rz" in how and target in _LARGEST and source in ("f32", "f64"):
             raw = x.astype(_FLOAT[target]).view(f"u{_WIDTH[target]}")
             back = raw.view(_FLOAT[target]).astype(np.float64)
@@ -130,12 +134,39 @@ def _convert(x: Any, source: str, target: str, how: set[str]) -> Any:
     if source in _FLOAT:
         info = np.iinfo(f"{'i' if target[0] == 's' else 'u'}{int(target[1:]) // 8}")
         x = np.nan_to_num((whole or np.trunc)(np.asarray(x, np.float64)), nan=0.0, posinf=info.max, neginf=info.min)
-        top = np.nextafter(float(info.max), 0) if info.bits == 64 else info.max
-        return np.clip(x, info.min, top).astype(info.dtype)
+        above = x >= float(info.max)
+        return np.where(above, info.max, np.maximum(np.where(above, 0, x), info.min).astype(info.dtype))
     if "sat" in how:
         info = np.iinfo(f"{'i' if target[0] == 's' else 'u'}{int(target[1:]) // 8}")
         return np.clip(x, info.min, info.max)
     return x
+
+
+def _between_0_and_1(x: Any) -> Any:
+    """``.sat`` of floats, which makes zeros of NaNs."""
+    return np.clip(np.where(np.isnan(x), x.dtype.type(0), x), 0, 1)
+
+
+def _not_negative(x: Any) -> Any:
+    """``.relu``, which leaves NaNs."""
+    return np.where(x <= 0, x.dtype.type(0), x)
+
+
+def _saturated(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """``.sat`` of 32-bit integers."""
+    info = np.iinfo(np.int32)
+    return lambda x, y: np.clip(fn(x.astype(np.int64), y.astype(np.int64)), info.min, info.max)
+
+
+def _extreme(name: str, keeps_nan: bool) -> Callable[[Any, Any], Any]:
+    """``min`` or ``max``, for which -0.0 is less than 0.0."""
+    pick = {"min": (np.fmin, np.minimum), "max": (np.fmax, np.maximum)}[name][keeps_nan]
+
+    def apply(x: Any, y: Any) -> Any:
+        zero = -(-x + -y) if name == "min" else x + y
+        return np.where((x == 0) & (y == 0), zero, pick(x, y))
+
+    return apply
 
 
 def _quotient(x: Any, y: Any) -> Any:
@@ -267,7 +298,7 @@ def _instruction(opcode: str) -> Callable[..., Bits] | None:
     if name == "shf" and kind == "b32" and how in ({"l", "wrap"}, {"l", "clamp"}, {"r", "wrap"}, {"r", "clamp"}):
         return lambda low, high, by: _funnel(low, high, by, "l" in how, "wrap" in how)
     if name in ("min", "max") and kind in _FLOAT and {"xorsign", "abs"} <= how <= {"xorsign", "abs", "NaN", "ftz"}:
-        pick = {"min": (np.fmin, np.minimum), "max": (np.fmax, np.maximum)}[name]["NaN" in how]
+        pick = _extreme(name, "NaN" in how)
         return _by_lane(lambda x, y: np.copysign(pick(abs(x), abs(y)), _sign(x) * _sign(y)), kind, lanes)
     if not how <= _MODIFIERS:
         return None
@@ -311,25 +342,31 @@ def _instruction(opcode: str) -> Callable[..., Bits] | None:
 
         return shifted
     numbers: Callable[..., Any] | None = _UNARY.get(name) or _BINARY.get(name)
-    if name in ("min", "max") and "NaN" in how:
-        numbers = np.minimum if name == "min" else np.maximum
+    if name in ("min", "max") and kind in _FLOAT:
+        numbers = _extreme(name, "NaN" in how)
     if name == "div" and kind not in _FLOAT:
         numbers = _quotient
     if name in ("popc", "clz") and kind not in _FLOAT:
         count = _UNARY[name]
         return lambda x: np.asarray(count(_as(x, kind))).astype(np.uint64)
     if name in ("fma", "mad"):
-        numbers = directed.fma if kind in _FLOAT else lambda x, y, z: x * y + z
+        of_floats = directed.fma if kind in ("f32", "f64") else directed.fma_of_narrow
+        numbers = of_floats if kind in _FLOAT else lambda x, y, z: x * y + z
     towards = next((_TOWARDS[h] for h in how if h in _TOWARDS), "")
     if towards:
         name = "fma" if name == "mad" else name
         if kind not in ("f32", "f64") or lanes > 1 or name not in directed.NAMES:
             return None
         numbers = directed.arithmetic(name, towards)
-    if numbers is None:
+    if numbers is None or "satfinite" in how or ("relu" in how and name not in ("fma", "min", "max")):
         return None
     fn = numbers
-    return _by_lane((lambda *xs: np.clip(fn(*xs), 0, 1)) if "sat" in how else fn, kind, lanes)
+    if "sat" in how and kind not in _FLOAT:
+        return _by_lane(_saturated(fn), kind, lanes) if kind == "s32" and name in ("add", "sub") else None
+    if "sat" in how or "relu" in how:
+        limit = _between_0_and_1 if "sat" in how else _not_negative
+        return _by_lane(lambda *xs: limit(np.asarray(fn(*xs))), kind, lanes)
+    return _by_lane(fn, kind, lanes)
 
 
 def _by_lane(fn: Callable[..., Any], kind: str, lanes: int) -> Callable[..., Bits]:
@@ -463,7 +500,7 @@ def _read(line: str) -> _Step:
     opcode, _, rest = body.partition(" ")
     operands = [o.strip() for o in re.findall(r"\s*(<[^>]*>|[^,]+)", rest)]
     fn = (lambda *xs: xs[0]) if opcode.startswith("mov.") and "<" in rest else _instruction(opcode)
-    if fn is None or not operands or _SPECIAL.search(rest):
+    if fn is None or not operands or _SPECIAL.search(rest) or len(operands) - 1 != _taken(opcode, len(operands) - 1):
         raise UnknownInstruction(line.replace("<", "{").replace(">", "}"))
     opposite = opcode.startswith("setp.") and "|" in operands[0]
     targets = _joined_names(operands[0]) or tuple(t.strip() for t in operands[0].split("|"))
@@ -471,6 +508,12 @@ def _read(line: str) -> _Step:
     width = re.fullmatch(r"mov\.b(\d+)", opcode)
     bits = int(width[1]) if width else 32
     return _Step(fn, targets, sources, guarded[2] if guarded else "", bool(guarded and guarded[1]), opposite, bits)
+
+
+def _taken(opcode: str, given: int) -> int:
+    """How many sources arithmetic takes; of other instructions, as many as they are given."""
+    name = opcode.partition(".")[0]
+    return 1 if name in _UNARY else 2 if name in _BINARY else 3 if name in ("fma", "mad") else given
 
 
 def _side_by_side(parts: list[Bits], bits: int) -> Bits:

@@ -216,12 +216,18 @@ class Recorder:
         rows: list[tuple[RowKind, Deps, Layout | None, int, bool]] = []
         columns: list[Columns | None] = []
         everybody = len(group) == self._count
+        of: Index | None = None  # the members that ``selected`` is of: neighbouring rows mostly have the same
+        selected = group
         for i, entry in enumerate(self._rows):
             members = entry.members
             if members is not None and not next(took_part):
                 continue
             number[i] = len(rows)
-            deps = tuple(sorted(self._resolve(entry.deps, number))) if entry.deps else ()
+            deps = entry.deps
+            if len(deps) == 1 and deps[0] >= 0:
+                deps = (number[deps[0]],) if deps[0] in number else ()
+            elif deps:
+                deps = tuple(sorted(self._resolve(deps, number)))
             loop = loops.setdefault(entry.loop, len(loops)) if entry.loop >= 0 else -1
             rows.append((entry.kind, deps, entry.layout, loop, entry.chained))
             if entry.columns is None:
@@ -231,8 +237,10 @@ class Recorder:
             elif members is None:
                 columns.append(entry.columns.select(group))
             else:
-                position[members] = np.arange(len(members))
-                columns.append(entry.columns.select(position[group]))
+                if members is not of:
+                    position[members] = np.arange(len(members))
+                    of, selected = members, position[group]
+                columns.append(entry.columns.select(selected))
         stages = [self._loops[i][1] for i in loops]
         signature = (tuple(rows), tuple(stages))
         merged = self._blocks.get(signature)

@@ -56,7 +56,7 @@ class _Word:
 
     def __init__(self, start: Any, dropped: _Latest | None = None, below: _Latest | None = None) -> None:
         self.start = start
-        """The value before."""
+        """The value before; None where it is not known."""
         self.dropped = dropped
         """Signals before the history begins; None where it is whole."""
         self.below = below or {}
@@ -193,7 +193,7 @@ def satisfied_by(
     if word is None or not word.writes or word.writes[-1].value != found:
         return []
     at = word.fails_last(compare, bound) + 1
-    if at == 0 and COMPARE[compare](word.start, bound):
+    if at == 0 and word.start is not None and COMPARE[compare](word.start, bound):
         needed = [w for writes in (word.dropped or {}).values() for w in writes.values()]
     else:
         needed = word.needed(at)

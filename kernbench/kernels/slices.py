@@ -32,7 +32,7 @@ def orders(functions: Iterable[Function]) -> bool:
 
 
 def _polls(function: Function, loop: Op) -> bool:
-    """Whether the end of a loop depends on memory that the kernel changes, inside the loop."""
+    """Whether the end of a loop depends on memory that the kernel changes, inside the loop, or that others may."""
     reads = [op for op in loop.walk() if op.name in ATOMICS or op.name == "tt.load"]
     if not reads:
         return False
@@ -41,7 +41,7 @@ def _polls(function: Function, loop: Op) -> bool:
     reads = [op for op in reads if any(r in ends for r in op.results)]
     if not reads:
         return False
-    if any(op.name in ATOMICS for op in reads):
+    if any(op.name in ATOMICS or op.attrs.get("isVolatile") for op in reads):
         return True
     origin, written = pointer_origins(function), set(written_args(function))
     return any(not (args := origin.get(op.operands[0])) or args & written for op in reads)

@@ -2,7 +2,8 @@
 
 A loop's iteration is decided by what it carries and by what it finds in memory, and so is what it writes. When two in a
 row carry and find the same, the second has changed nothing, and the next will not either unless another program does
-something: the program gives way, and what it did in vain leaves no trace in the record.
+something: the program gives way, and what it did in vain leaves no trace in the record, unless others saw of it: a
+lock, say, that it took, to look at what the lock protects, and gave back.
 
 That does not hold where an iteration tells others something that it does not find itself, by an atomic whose result
 nobody uses or by an operation of ``kernbench.language``. Such a loop gives way too, now and then, and keeps its trace.
@@ -97,8 +98,9 @@ class Turns:
             self._same = self._same + 1 if finds_the_same else 0
             self._gave_way &= finds_the_same
             if finds_the_same and not self._spin.tells and _equal(values, self._carried):
-                mark, deps, f.control = self._before
-                self._recorder.rewind(mark)
+                mark, deps_before, control = self._before
+                if self._recorder.rewind(mark):
+                    deps, f.control = deps_before, control
                 f.launch.crew.spin(lambda: self._spin.describe(f), idle=self._gave_way)
                 self._gave_way = True
             elif self._same >= OFTEN:

@@ -97,9 +97,9 @@ class _Waters(AddressSpace):
 class _Surveyor:
     """Stands where the checks of a launch stand: every memory operation reports here before bytes move."""
 
-    def __init__(self, waters: _Waters, grid: tuple[int, int, int]) -> None:
+    def __init__(self, waters: _Waters, grid: tuple[int, int, int], most: int | None) -> None:
         self.found = Survey({owner.name: Reach() for owner in waters.owners})
-        self.grid, self.accesses = grid, 0
+        self.grid, self.accesses, self.most = grid, 0, math.inf if most is None else most
 
     def access(self, f: Frame, a: Any, w: Window, allocations: Owners) -> None:
         self.accesses += 1
@@ -107,6 +107,8 @@ class _Surveyor:
             raise TooLong("a loop waits for a value in memory, or runs very long")
         trips = 1 if w.trips is None else int(np.maximum(w.trips, 1).max())
         self.found.elements += f.count * trips * math.prod(w.dims)
+        if self.found.elements > self.most:
+            raise TooLong("its run would take too long")
         stores = a.op.name != "tt.load"
         for members, allocation in allocations:
             part = w if members is None or len(members) == w.programs else w.select(members)
@@ -140,6 +142,7 @@ def survey(
     grid: tuple[int, int, int],
     args: Mapping[str, int | float | bool],
     contents: Mapping[str, NDArray[Any] | Formula] | None = None,
+    most: int | None = None,
 ) -> Survey:
     """Run a launch for its addresses.
 
@@ -149,10 +152,12 @@ def survey(
         args: the values of the arguments that are not pointers.
         contents: what is behind pointers whose values decide addresses, masks or branches: an array, or the values as
             a function of the elements' numbers.
+        most: elements loaded and stored above which it is given up.
 
     Raises:
         SurveyError: such values are missing; its text is the argument's name.
         KernelFault: a known array is left.
+        TooLong: there are more memory operations, or elements, than are worth the wait.
     """
     waters = _Waters()
     values: list[int | float | bool] = []
@@ -164,7 +169,7 @@ def survey(
     prepared = executor.prepare(kernel.module, kernel.num_stages)
     numbers: Sequence[Any] = [convert(x) for convert, x in zip(prepared.converters, values, strict=True)]
     launch = Launch(kernel.name, waters, Recorder(), grid, kernel.num_stages, arguments=numbers)
-    surveyor = launch.watch = _Surveyor(waters, grid)
+    surveyor = launch.watch = _Surveyor(waters, grid, most)
     order = np.arange(grid[0] * grid[1] * grid[2], dtype=np.int64)
     executor._run(prepared, launch, numbers, order, 1 if prepared.serial else prepared.chunk(False), False)
     return surveyor.found

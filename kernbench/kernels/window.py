@@ -64,8 +64,8 @@ class Window:
     def active(self) -> Bools:
         """bool[P]: programs with an element left by the mask."""
         if self.rest is not None:
-            where = self.lanes()[1]
-            return np.asarray(where.reshape(len(where), -1).any(axis=1))
+            where = self.kept()
+            return np.broadcast_to(where.reshape(len(where), -1).any(axis=1), (self.programs,))
         found = np.asarray((self.lo < self.hi).all(axis=1))
         return found if self.trips is None else found & (self.trips > 0)
 
@@ -232,7 +232,7 @@ def window(pointer: Any, mask: Any, dims: tuple[int, ...], itemsize: int, trips:
         Unfusable: in a symbolic loop, the pointer or the mask moves in a way that strides cannot say.
     """
     rank = len(dims)
-    lo, hi, rest, hi_step = _box(mask, dims)
+    lo, hi, rest, hi_step = _box(mask, dims, in_loop=trips is not None)
     if isinstance(pointer, np.ndarray) and pointer.ndim > 1:
         return _in_full(pointer, lo, hi, rest, dims, itemsize)
     terms: tuple[Term, ...] = (0,) * rank
@@ -298,8 +298,9 @@ def _in_full(pointer: Ints, lo: Ints, hi: Ints, rest: Bools | None, dims: tuple[
     return Window((lanes,), itemsize, np.zeros(programs, np.int64), (flat,), none, all_, keep, block=dims)
 
 
-def _box(mask: Any, dims: tuple[int, ...]) -> tuple[Ints, Ints, Bools | None, tuple[int, ...] | None]:
-    """A mask as a box and the rest: ``lo``, ``hi`` (int64[P or 1, rank]), ``rest``, and how ``hi`` moves."""
+def _box(mask: Any, dims: tuple[int, ...], in_loop: bool) -> tuple[Ints, Ints, Bools | None, tuple[int, ...] | None]:
+    """A mask as a box and the rest: ``lo``, ``hi`` (int64[P or 1, rank]), ``rest``, and how ``hi`` moves. In a symbolic
+    loop the bits of an axis stay bits: there, what is no box by itself makes the loop run step by step."""
     rank = len(dims)
     lo, hi = np.zeros((1, rank), np.int64), np.array([dims], np.int64)
     if mask is None:
@@ -314,12 +315,16 @@ def _box(mask: Any, dims: tuple[int, ...]) -> tuple[Ints, Ints, Bools | None, tu
     lows: list[Any] = []
     highs: list[Any] = []
     moves = [0] * rank
+    runs = None if in_loop or rest is not None else _runs_of_bits(mask.axes)
     for d, axis in enumerate(mask.axes):
-        low, high = 0, dims[d]
+        low: Any = 0
+        high: Any = dims[d]
         if isinstance(axis, tuple):
             low, high, lo_step, moves[d] = axis
             if lo_step:
                 raise Unfusable
+        elif runs is not None and d in runs:
+            low, high = runs[d]
         elif axis is not None:
             column = [1] * rank
             column[d] = dims[d]
@@ -332,7 +337,24 @@ def _box(mask: Any, dims: tuple[int, ...]) -> tuple[Ints, Ints, Bools | None, tu
         lo, hi = np.clip(lo, 0, dims), np.clip(hi, 0, dims)
     if mask.programs is not None:
         hi = np.where(mask.programs[:, None], hi, 0)
+    if runs and rest is None:  # as describe finds the box of bits: where it is empty, it is so along every axis
+        some = np.asarray((lo < hi).all(axis=1))[:, None]
+        lo, hi = np.where(some, lo, 0), np.where(some, hi, 0)
     return lo, hi, rest, tuple(moves) if any(moves) else None
+
+
+def _runs_of_bits(axes: tuple[Any, ...]) -> dict[int, tuple[Ints, Ints]] | None:
+    """Of the axes of a mask that are given as bits: from where to where, int64[P or 1], they are set. None if those of
+    some program are not all side by side."""
+    runs = {}
+    for d, bits in enumerate(axes):
+        if isinstance(bits, np.ndarray):
+            low, count = bits.argmax(axis=1), np.count_nonzero(bits, axis=1)
+            last = bits.shape[1] - bits[:, ::-1].argmax(axis=1)
+            if ((count > 0) & (last - low != count)).any():
+                return None
+            runs[d] = low, low + count
+    return runs
 
 
 def _columns(values: list[Any]) -> Ints:

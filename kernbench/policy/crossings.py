@@ -16,7 +16,8 @@ from kernbench.sim_engine.oplog import Access, KernelRecord, OpKind, Placed, Row
 _ROW_BITS = 24
 SPUN = frozenset({"load", "atomic"})
 """Rows that look at memory in a loop written by hand. Where a PE has several programs, these do not wait for a later
-one: it may come after them in the queues of the same PE."""
+one, of their own launch or of its like on another SIP: it may come after them in the queues of the same PE, or after
+one that waits for what does."""
 
 
 @dataclass(slots=True)
@@ -154,7 +155,8 @@ class Crosser:
         pick = np.repeat(row.awaits.ptr[:-1][columns] - np.cumsum(sizes) + sizes, sizes) + np.arange(sizes.sum())
         tokens, waiting = row.awaits.tokens[pick], np.repeat(ops, sizes)
         if row.op in SPUN and self._record.programs > self._machine.pes:
-            earlier = (tokens[:, 1] == self._record.number) & (tokens[:, 2] < np.repeat(programs, sizes))
+            before = np.repeat(programs, sizes) + (tokens[:, 0] >= 0) * (tokens[:, 0] != self._rank)
+            earlier = (tokens[:, 1] == self._record.number) & (tokens[:, 2] < before)
             tokens, waiting = tokens[earlier], waiting[earlier]
         self._ops.append(waiting)
         self._tokens.append(tokens)

@@ -54,13 +54,15 @@ class Column:
         """What has been appended so far; a later append never changes it."""
         return self._data[: self._size]
 
-    def extend(self, values: NDArray[Any]) -> None:
-        need = self._size + len(values)
+    def extend(self, values: NDArray[Any], at: int | None = None) -> None:
+        """Append. ``at`` is where: what stands from there on, a half-written entry, is overwritten."""
+        size = self._size if at is None else at
+        need = size + len(values)
         if need > len(self._data):
             grown = np.empty(max(need, 2 * len(self._data), 64), self._data.dtype)
-            grown[: self._size] = self.view
+            grown[:size] = self._data[:size]
             self._data = grown
-        self._data[self._size : need] = values
+        self._data[size:need] = values
         self._size = need
 
 
@@ -68,7 +70,8 @@ class Patterns:
     """Channel sets, and the patterns of messages that use them. Channels are numbered within a SIP, cube by cube.
 
     A message first occupies its source set (where it has one), then the links of its route, then its destination set.
-    The route is chosen by ``slot`` from the path of the op.
+    The route is chosen by ``slot`` from the path of the op. An entry counts once its last column is written, so that an
+    interrupted one does no harm.
     """
 
     def __init__(self) -> None:
@@ -94,25 +97,28 @@ class Patterns:
     def add_sets(self, stack: Int32s, sizes: Int64s, channel: Int32s, ps: Int64s) -> Int32s:
         """Append channel sets, given their sizes and their entries one after another; returns their numbers."""
         first = len(self.set_stack)
-        self.set_ptr.extend(len(self.set_channel) + np.cumsum(sizes))
-        self.set_channel.extend(channel)
-        self.set_ps.extend(ps)
+        entry = int(self.set_ptr.view[first])
+        self.set_channel.extend(channel, entry)
+        self.set_ps.extend(ps, entry)
+        self.set_ptr.extend(entry + np.cumsum(sizes), first + 1)
         self.set_stack.extend(stack)
         return np.arange(first, first + len(stack), dtype=np.int32)
 
     def add(self, sizes: Int64s, slot: Int32s, nbytes: Int64s, source: Int32s, destination: Int32s) -> Int32s:
         """Append patterns, given how many messages each has and the messages; returns their numbers."""
         first = self.count
-        self.message_ptr.extend(len(self.slot) + np.cumsum(sizes))
-        self.slot.extend(slot)
-        self.bytes.extend(nbytes)
-        self.source.extend(source)
-        self.destination.extend(destination)
+        message = int(self.message_ptr.view[first])
+        self.slot.extend(slot, message)
+        self.bytes.extend(nbytes, message)
+        self.source.extend(source, message)
+        self.destination.extend(destination, message)
+        self.message_ptr.extend(message + np.cumsum(sizes))
         return np.arange(first, first + len(sizes), dtype=np.int32)
 
 
 class Paths:
-    """Routes, and the paths of ops: for each slot a route, and where the channels of either end begin."""
+    """Routes, and the paths of ops: for each slot a route, and where the channels of either end begin. As in
+    :class:`Patterns`, the last column that is written makes an entry count."""
 
     def __init__(self) -> None:
         self.hop_ptr = Column(np.int64, [0, 0])
@@ -136,26 +142,29 @@ class Paths:
 
     @property
     def count(self) -> int:
-        return len(self.first_slot)
+        return len(self.access)
 
     def add_route(self, contended: Sequence[int], latencies: Sequence[int], links: Sequence[int], request: int) -> int:
         """Append one route of ``links``; ``latencies[i]`` follows ``contended[i]``."""
-        self.hop_link.extend(np.array(contended, np.int32))
-        self.hop_latency.extend(np.array(latencies, np.int64))
-        self.hop_ptr.extend(np.array([len(self.hop_link)], np.int64))
-        self.link.extend(np.array(links, np.int32))
-        self.link_ptr.extend(np.array([len(self.link)], np.int64))
+        number = len(self.request)
+        hop, link = int(self.hop_ptr.view[number]), int(self.link_ptr.view[number])
+        self.hop_link.extend(np.array(contended, np.int32), hop)
+        self.hop_latency.extend(np.array(latencies, np.int64), hop)
+        self.hop_ptr.extend(np.array([hop + len(contended)], np.int64), number + 1)
+        self.link.extend(np.array(links, np.int32), link)
+        self.link_ptr.extend(np.array([link + len(links)], np.int64), number + 1)
         self.request.extend(np.array([request], np.int64))
-        return len(self.request) - 1
+        return number
 
     def add(self, routes: Sequence[int], source_channel: int, destination_channel: int, access_ps: int) -> int:
         """Append one path with a route for each slot; returns its number."""
-        self.first_slot.extend(np.array([len(self.slot_route)], np.int32))
+        number = self.count
         self.slot_route.extend(np.array(routes, np.int32))
-        self.source_channel.extend(np.array([source_channel], np.int32))
-        self.destination_channel.extend(np.array([destination_channel], np.int32))
+        self.first_slot.extend(np.array([len(self.slot_route) - len(routes)], np.int32), number)
+        self.source_channel.extend(np.array([source_channel], np.int32), number)
+        self.destination_channel.extend(np.array([destination_channel], np.int32), number)
         self.access.extend(np.array([access_ps], np.int64))
-        return self.count - 1
+        return number
 
 
 @dataclass(slots=True)

@@ -50,6 +50,8 @@ class GraphEngine:
         self._progress = Progress.begin(system_graph.n_sips)
         self._state: ResourceState | None = None
         self._timeline: Timeline | None = None
+        self._writing = False
+        """Between the first and the last thing that a finished replay changes."""
 
     def replay(self) -> Timeline:
         """Replay what was recorded since the last time and return the timeline of the whole run so far.
@@ -57,18 +59,34 @@ class GraphEngine:
         A collective that some rank has not recorded yet holds back that and later commands of the others, which run in
         a later replay; :attr:`Timeline.clamped` counts the ops that this made late.
 
+        A replay that is interrupted (Ctrl-C, a time limit of a test) leaves everything as it was: the next one begins
+        where it began.
+
         Raises:
             CyclicWaitError: the record can never run to its end.
+            RuntimeError: an earlier replay was interrupted just when its result was being written down.
         """
+        if self._writing:
+            raise RuntimeError(
+                "an earlier replay was interrupted while its times were being written down, and the rest of this run "
+                "can have none: open a new RuntimeContext (or GraphEngine)"
+            )
         binder = self._binder()
         if self._timeline is None or self._state is None:
             self._timeline = Timeline(binder.machine, self.log.ranges)
             self._state = ResourceState.idle(binder.machine)
-        bound = binder.bind(self.log, self._progress)
+        progress, state = self._progress.ahead(), self._state.copy()
+        bound = binder.bind(self.log, progress)
         if bound.count:
-            done = replay(bound, binder.machine, self._state)
-            self._progress.replayed(done.finish)
-            self._timeline.add(bound, done)
+            done = replay(bound, binder.machine, state)
+            timed = self._timeline.timed(bound, done)
+            self._writing = True
+            self._progress.take(progress, done.finish)
+            self._state = state
+            self._timeline.append(timed)
+            self._writing = False
+        else:
+            self._progress.bound = progress.bound
         recorded = sum(len(commands) for commands in self.log.commands)
         self._timeline.held_back = recorded - sum(self._progress.bound)
         return self._timeline

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections import ChainMap
+from collections.abc import MutableMapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,11 +19,11 @@ class Progress:
     """Commands of each rank that are done with."""
     ops: int = 0
     """Ops bound so far."""
-    events: dict[tuple[int, int], int] = field(default_factory=dict)
+    events: MutableMapping[tuple[int, int], int] = field(default_factory=dict)
     """(rank, event) -> op."""
     streams: dict[tuple[int, int], int] = field(default_factory=dict)
     """(rank, stream) -> its newest op."""
-    launches: dict[tuple[int, int], tuple[int, Any]] = field(default_factory=dict)
+    launches: MutableMapping[tuple[int, int], tuple[int, Any]] = field(default_factory=dict)
     """(SIP, number) of a launch that communicates -> its first op, and what others can wait for in it: the binder's."""
     finish: list[NDArray[np.int64]] = field(default_factory=list)
     """Finish times of the ops replayed so far, by segment; whoever replays appends them."""
@@ -33,8 +35,17 @@ class Progress:
         """Nothing is bound yet."""
         return cls([0] * ranks)
 
-    def replayed(self, finish: NDArray[np.int64]) -> None:
-        """Tell the finish times of what was bound last."""
+    def ahead(self) -> Progress:
+        """A second one to bind further with, which leaves this one as it is until :meth:`take` is given it."""
+        events, launches = ChainMap({}, self.events), ChainMap({}, self.launches)
+        return replace(self, bound=list(self.bound), streams=dict(self.streams), events=events, launches=launches)
+
+    def take(self, ahead: Progress, finish: NDArray[np.int64]) -> None:
+        """Go on to where ``ahead`` is; ``finish``: when what it bound finished."""
+        self.bound, self.ops, self.streams = ahead.bound, ahead.ops, ahead.streams
+        for mine, new in ((self.events, ahead.events), (self.launches, ahead.launches)):
+            assert isinstance(new, ChainMap)
+            mine.update(new.maps[0])
         self.firsts.append(self.ops - len(finish))
         self.finish.append(finish)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,6 +58,10 @@ class ResourceState:
         return cls(
             zeros(links), zeros(links), zeros(machine.channels), zeros(machine.stacks), zeros(engines), zeros(engines)
         )
+
+    def copy(self) -> ResourceState:
+        """The same, in arrays of its own."""
+        return ResourceState(*(getattr(self, one.name).copy() for one in fields(self)))
 
     def queues(self, bound: BoundLog) -> NDArray[np.int64]:
         """Make room for the queues of ``bound``; returns where each of them stands here."""

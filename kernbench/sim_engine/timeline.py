@@ -43,6 +43,17 @@ class TimedCommand:
     finish_ps: int
 
 
+class Addition(NamedTuple):
+    """A replay, and what a timeline is to remember of it."""
+
+    segment: Segment
+    commands: list[TimedCommand]
+    stream_free: dict[tuple[int, int], int]
+    """(rank, stream) -> when its work ends."""
+    events: dict[tuple[int, int], int]
+    """(rank, event) -> when it happened."""
+
+
 class Timeline:
     """Every op of a run with its start and finish. Grows as more of the record is replayed.
 
@@ -65,9 +76,12 @@ class Timeline:
 
     def add(self, bound: BoundLog, replay: Replay) -> None:
         """Append a replay."""
+        self.append(self.timed(bound, replay))
+
+    def timed(self, bound: BoundLog, replay: Replay) -> Addition:
+        """What :meth:`append` is to add for a replay; nothing changes yet."""
         first = self.count
-        self.segments.append(Segment(first, bound, replay))
-        self.__dict__.pop("ops", None)
+        new = Addition(Segment(first, bound, replay), [], dict(self._stream_free), {})
         for command in bound.commands:
             ops = slice(command.first, command.first + command.count)
             start, finish = replay.start[ops], replay.finish[ops]
@@ -75,13 +89,22 @@ class Timeline:
                 continue
             end = int(finish.max())
             key = (command.rank, command.stream)
-            free = self._stream_free.get(key, 0) if command.stream != HOST else 0
+            free = new.stream_free.get(key, 0) if command.stream != HOST else 0
             issued = int(start[0])
             reached = int(start[min(1, len(start) - 1)])
-            self.commands.append(TimedCommand(command, first + command.first, issued, reached, max(issued, free), end))
-            self._stream_free[key] = end
+            new.commands.append(TimedCommand(command, first + command.first, issued, reached, max(issued, free), end))
+            new.stream_free[key] = end
             if command.kind == "event":
-                self._events[command.rank, command.event] = end
+                new.events[command.rank, command.event] = end
+        return new
+
+    def append(self, new: Addition) -> None:
+        """Append what :meth:`timed` made."""
+        self.segments.append(new.segment)
+        self.__dict__.pop("ops", None)
+        self.commands += new.commands
+        self._stream_free = new.stream_free
+        self._events.update(new.events)
 
     @property
     def count(self) -> int:

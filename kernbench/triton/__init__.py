@@ -57,7 +57,18 @@ def impersonate(target: str | None = None, topology: Any = None, **options: Any)
         NotImplementedError: a target other than CUDA's.
     """
     from kernbench.kernels import device as devices
-    from kernbench.triton import accelerator, autocast, cublas, cuda, legacy, library, random, threads, torch_mode
+    from kernbench.triton import (
+        accelerator,
+        autocast,
+        checks,
+        cublas,
+        cuda,
+        legacy,
+        library,
+        random,
+        threads,
+        torch_mode,
+    )
 
     backend, capability = _parse(target or target_of_environment() or DEFAULT_TARGET)
     with ExitStack() as stack:
@@ -80,9 +91,10 @@ def impersonate(target: str | None = None, topology: Any = None, **options: Any)
         stack.enter_context(cublas.installed())
         stack.enter_context(random.installed())
         stack.enter_context(autocast.installed())
-        mode = stack.enter_context(torch_mode.installed())
-        stack.enter_context(threads.installed(mode))
-        stack.enter_context(library.installed(mode))
+        stack.enter_context(torch_mode.installed())
+        stack.enter_context(threads.installed())
+        stack.enter_context(library.installed())
+        stack.enter_context(checks.installed())
         yield context
 
 

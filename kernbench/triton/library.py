@@ -10,25 +10,24 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from torch.library import Library, fallthrough_kernel
 
 from kernbench.triton.patches import patched
-from kernbench.triton.torch_mode import CudaOnCpu
+from kernbench.triton.torch_mode import latest
 
 _AS_CPU = {"CUDA": "CPU", "AutogradCUDA": "AutogradCPU"}
 
 
 @contextmanager
-def installed(mode: CudaOnCpu) -> Iterator[None]:
+def installed() -> Iterator[None]:
     """``Library.impl``, which every way of registering an operator ends in, does the above.
 
-    Operators registered meanwhile stay afterwards, and then run as torch runs them.
+    Operators registered meanwhile stay afterwards. Then they run as torch runs them, until the next impersonation.
     """
     init, impl = Library.__init__, Library.impl
-    active = [mode]
     for_gpu: set[tuple[str, str, str]] = set()
 
     def made(self: Library, ns: str, kind: str, dispatch_key: str = "") -> None:
@@ -47,23 +46,19 @@ def installed(mode: CudaOnCpu) -> Iterator[None]:
         with warnings.catch_warnings():
             if operator in for_gpu:  # what torch or the program has for the CPU gives way on purpose
                 warnings.filterwarnings("ignore", "Warning only once for all operators", UserWarning)
-            impl(self, op_name, fn if fn is fallthrough_kernel else _under(active, fn), key, *args, **kwargs)
+            impl(self, op_name, fn if fn is fallthrough_kernel else _under_mode(fn), key, *args, **kwargs)
 
-    try:
-        with patched([(Library, "__init__", made), (Library, "impl", registered)]):
-            yield
-    finally:
-        active.clear()
+    with patched([(Library, "__init__", made), (Library, "impl", registered)]):
+        yield
 
 
-def _under(active: list[CudaOnCpu], fn: Callable[..., Any]) -> Callable[..., Any]:
-    """``fn`` under the mode, as long as there is one."""
+def _under_mode(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """``fn`` under the mode, where there is one."""
 
     @functools.wraps(fn)
     def under_mode(*args: Any, **kwargs: Any) -> Any:
-        if not active:
-            return fn(*args, **kwargs)
-        with active[0].once():
+        mode = latest()
+        with nullcontext() if mode is None else mode.once():
             return fn(*args, **kwargs)
 
     return under_mode

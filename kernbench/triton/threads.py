@@ -1,16 +1,16 @@
-"""The mode of :mod:`kernbench.triton.torch_mode` in threads, which torch gives each thread of its own."""
+"""The mode of :mod:`kernbench.triton.torch_mode` in threads: torch has one for each thread."""
 
 from __future__ import annotations
 
 import threading
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 
 from kernbench.triton.patches import patched
-from kernbench.triton.torch_mode import CudaOnCpu
+from kernbench.triton.torch_mode import InThread
 
 
-def installed(mode: CudaOnCpu) -> AbstractContextManager[None]:
-    """Threads that are started meanwhile run under the mode; it does nothing any more once impersonation has ended."""
+def installed() -> AbstractContextManager[None]:
+    """Threads that are started meanwhile are under the mode; those that live on are, in later impersonations too."""
     start = threading.Thread.start
 
     def under_mode(self: threading.Thread) -> None:
@@ -18,7 +18,7 @@ def installed(mode: CudaOnCpu) -> AbstractContextManager[None]:
 
         def body() -> None:
             vars(self).pop("run", None)  # or the thread would hold itself
-            with mode.once():
+            with nullcontext() if InThread.is_on() else InThread():
                 run()
 
         self.run = body  # type: ignore[method-assign]

@@ -8,6 +8,7 @@ the GPU's for sure; moving anything else there makes a copy.
 from __future__ import annotations
 
 import re
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,20 +33,23 @@ _CPU = torch.device("cpu")
 class CudaOnCpu(TorchFunctionMode):
     """Turns the device ``cuda`` of every torch call into ``cpu``, and ``cpu`` back where a program asks for it."""
 
-    def __init__(self) -> None:
+    def __init__(self, around: CudaOnCpu | None = None) -> None:
+        """``around``: the mode that this one is begun in. Both know of the same tensors."""
         super().__init__()
-        self._on_host: WeakSet[Any] = WeakSet()
+        self._on_host: WeakSet[Any] = WeakSet() if around is None else around._on_host
         """Storages that the program brought to, or made on, the CPU."""
-        self._on_device: WeakSet[Any] = WeakSet()
+        self._on_device: WeakSet[Any] = WeakSet() if around is None else around._on_device
         """Storages that are the program's own device memory already, so that ``.cuda()`` need not copy."""
-        self._pinned: WeakSet[Any] = WeakSet()
+        self._pinned: WeakSet[Any] = WeakSet() if around is None else around._pinned
         """Those of the first kind that the program asked to be page-locked."""
         self.active = True
-        """False once impersonation has ended: a thread may still be under the mode."""
+        """False once impersonation has ended: where a program has left a mode of its own on, torch takes that off
+        instead of this one."""
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        if not self.active:
+        inner_did = len(_going_on) > 1 and self._is_around()  # it comes first
+        if inner_did or not self.active:
             return func(*args, **kwargs)
         answer = _ABOUT_DEVICE.get(func)
         if answer is not None:
@@ -86,15 +90,25 @@ class CudaOnCpu(TorchFunctionMode):
     @contextmanager
     def once(self) -> Iterator[None]:
         """The mode where torch has taken it off, nothing where it is on: the second of two would see only ``cpu``."""
-        if any(mode is self for mode in _get_current_function_mode_stack()):
+        in_thread = InThread.is_on() and not InThread.gives_way()
+        if in_thread or any(mode is self for mode in _get_current_function_mode_stack()):
             yield
         else:
             with self:
                 yield
 
+    def _is_around(self) -> bool:
+        """Whether the thread has begun another impersonation within this one."""
+        here = threading.get_ident()
+        return next((mode for mode, thread in reversed(_going_on) if thread == here), self) is not self
+
     def is_on_host(self, tensor: torch.Tensor) -> bool:
         """Whether the program knows a tensor to be on the CPU."""
         return self._place(tensor) == "cpu"
+
+    def is_placed(self, tensor: torch.Tensor) -> bool:
+        """Whether the program said where a tensor is."""
+        return self._place(tensor) is not None
 
     def _place(self, tensor: torch.Tensor) -> str | None:
         """Where the program knows a tensor to be: ``cpu``, ``cuda``, or None where it did not say."""
@@ -159,6 +173,33 @@ class CudaOnCpu(TorchFunctionMode):
             if storage is not None and storage not in at_home and part.device == _CPU:
                 at_home.add(storage)
         return tensor
+
+
+class InThread(TorchFunctionMode):
+    """In a thread that did not begin an impersonation itself: the mode of the one that began last, if any goes on."""
+
+    @staticmethod
+    def is_on() -> bool:
+        return any(isinstance(mode, InThread) for mode in _get_current_function_mode_stack())
+
+    @staticmethod
+    def gives_way() -> bool:
+        """Whether there is nothing to do, or the thread has the mode itself."""
+        return not _going_on or _going_on[-1][1] == threading.get_ident()
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if self.gives_way():
+            return func(*args, **(kwargs or {}))
+        return _going_on[-1][0].__torch_function__(func, types, args, kwargs)
+
+
+_going_on: list[tuple[CudaOnCpu, int]] = []
+"""Modes and the threads that began them, the latest last."""
+
+
+def latest() -> CudaOnCpu | None:
+    """The mode of the impersonation that began last of those that go on."""
+    return _going_on[-1][0] if _going_on else None
 
 
 def _parts(tensor: torch.Tensor) -> list[torch.Tensor]:
@@ -250,7 +291,7 @@ def _uncompiled(model: Any = None, **_: Any) -> Any:
 @contextmanager
 def installed() -> Iterator[CudaOnCpu]:
     """The mode, also in the backward functions that autograd calls."""
-    mode = CudaOnCpu()
+    mode = CudaOnCpu(latest())
     run = torch.autograd.graph._engine_run_backward
 
     def backward(*args: Any, **kwargs: Any) -> Any:
@@ -291,10 +332,13 @@ def installed() -> Iterator[CudaOnCpu]:
         warnings.filterwarnings("ignore", "Warning only once for all operators", UserWarning)
         page_locked.impl("_pin_memory", lambda tensor, device=None: mode.pinned(tensor), "CPU")
         page_locked.impl("is_pinned", lambda tensor, device=None: mode.is_pinned(tensor), "CPU")
+    begun = mode, threading.get_ident()
+    _going_on.append(begun)
     try:
         with _default_device_kept(), patched(changes), mode:
             yield mode
     finally:
+        _going_on.remove(begun)
         mode.active = False
         page_locked._destroy()
 

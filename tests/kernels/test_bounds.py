@@ -57,6 +57,19 @@ def test_a_pointer_may_be_one_of_two(device, which):
     np.testing.assert_array_equal(z.numpy()[:128], np.arange(128) + (128 if which == 2 else 0))
 
 
+def test_a_pointer_to_one_of_two_that_lands_in_a_third(device):
+    x, y, z = neighbours(device, "x", "y", "z")
+    with pytest.raises(KernelFault, match="start in 'z', which is not 'x' or 'y'"):
+        guilty.either[(1,)](x, y, z, 2, BLOCK=128)
+
+
+def test_a_distance_between_addresses_leads_to_another_tensor(device):
+    x, out = neighbours(device, "x", "out")
+    y = device.array(-np.arange(16, dtype=np.float32), name="y")
+    guilty.by_difference[(1,)](x, y, out, BLOCK=16)
+    np.testing.assert_array_equal(out.numpy()[:16], -np.arange(16))
+
+
 def test_addresses_from_a_table_may_lie_anywhere(device):
     tensors = neighbours(device, "x", "y", "z")
     table = device.array(np.array([t.data_ptr() for t in tensors]), "i64")

@@ -1,10 +1,13 @@
 """torch CPU tensors and numpy arrays as kernel arguments."""
 
 import gc
+from itertools import pairwise
 
 import ml_dtypes
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kernbench.kernels import foreign, launch
 from kernbench.kernels.builtin import store
@@ -85,6 +88,25 @@ def test_a_tensor_and_a_numpy_view_of_it_share_an_allocation(device):
     fill(x, 5, 2)
     assert x.tolist() == [5, 5, 0, 0, 3, 3, 3, 3] + 8 * [0]
     assert len(device.space.allocations()) == 1
+
+
+@given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 12)), min_size=1, max_size=12))
+def test_ranges_of_host_memory_become_disjoint_mirrors(ranges):
+    """However they overlap and in whatever order they come, each lies in one, and none in two."""
+    memory, owners = np.zeros(80, np.uint8), []
+    at = memory.ctypes.data
+    with StandaloneDevice() as device:
+        mirrors = foreign.Mirrors(device.space)
+        for start, nbytes in ranges:
+            owners.append(foreign._Bytes(at, 0))
+            mirrors.cover(owners[-1], at + start, nbytes, "x", device)
+        kept = sorted(mirrors._by_start.values(), key=lambda m: m.start)
+        assert all(m.end <= later.start for m, later in pairwise(kept))
+        for start, nbytes in ranges:
+            meets = [m for m in kept if m.start < at + start + nbytes and at + start < m.end]
+            assert len(meets) == 1 or nbytes == 0
+            assert all(m.start <= at + start and at + start + nbytes <= m.end for m in meets)
+        assert sorted(a.nbytes for a in device.space.allocations()) == sorted(m.end - m.start for m in kept)
 
 
 def test_a_tensor_elsewhere_says_what_to_do(device):

@@ -36,6 +36,17 @@ def test_operators_registered_for_cuda(gpu):
         assert torch.equal(torch.ops.kb_libraries.total(x, y), x + y)
 
 
+def test_operators_stay_for_the_next_impersonation():
+    with torch.library._scoped_library("kb_libraries", "FRAGMENT") as library:
+        for time in range(2):
+            with impersonate("cuda:90"):
+                if time == 0:
+                    library.define("again(Tensor x, Tensor y) -> Tensor")
+                    library.impl("again", total, "CUDA")
+                x = torch.randn(100, device="cuda")
+                assert torch.equal(torch.ops.kb_libraries.again(x, x), x + x)
+
+
 def test_custom_operator_with_gradient(gpu):
     operator = torch.library.custom_op("kb_libraries::custom_total", mutates_args=(), device_types="cuda")(total)
     operator.register_autograd(lambda ctx, grad: (grad, total(grad, grad)))

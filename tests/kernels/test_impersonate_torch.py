@@ -49,10 +49,34 @@ class TestThreads:
         assert seen == [False]
         assert "run" not in vars(thread)
 
+    def test_one_that_lives_on_sees_the_next_gpu(self):
+        with ThreadPoolExecutor(1) as pool:
+            for _ in range(2):
+                with impersonate("cuda:80"), impersonate("cuda:90"):
+                    made = pool.submit(torch.ones, 1, device="cuda").result()
+                    assert made.is_cuda and pool.submit(lambda x: x.device.type, made).result() == "cuda"
+
     def test_data_parallel_on_one_gpu(self, gpu):
         layer = torch.nn.DataParallel(torch.nn.Linear(4, 2).cuda())
         x = torch.ones(3, 4, device="cuda")
         torch.testing.assert_close(layer(x), layer.module(x))
+
+
+def test_tensors_are_where_they_are_after_an_impersonation_within_another(gpu):
+    with impersonate("cuda:80"):
+        tensors = torch.ones(1, device="cuda"), torch.ones(1, device="cuda").cpu(), torch.ones(1, pin_memory=True)
+    assert [x.device.type for x in tensors] == ["cuda", "cpu", "cpu"]
+    assert [x.is_pinned() for x in tensors] == [False, False, True]
+
+
+def test_nothing_is_left_where_a_device_was_entered_and_not_left():
+    with impersonate("cuda:90"):
+        device = torch.device("cuda")
+        device.__enter__()
+    try:
+        assert torch.ones(1).device.type == "cpu"
+    finally:
+        device.__exit__(None, None, None)
 
 
 class TestAutocast:

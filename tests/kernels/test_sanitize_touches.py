@@ -170,6 +170,15 @@ def test_rows_one_program_after_the_other(drawn):
         assert str(found.value) == wanted
 
 
+@pytest.mark.parametrize("writer", range(3))
+def test_whoever_writes_what_several_read_at_once(writer):
+    """Of three programs that read the same four elements, one writes the third."""
+    races = Races("kernel", (3, 1, 1), ordered=False)
+    races.touch(ACCESSES["load"], rows([0, 0, 0], [4, 4, 4]), MEMORY, np.arange(3), True, False)
+    with pytest.raises(KernelFault, match=rf"program \({writer}, 0, 0\) writes element 2 of .* read at"):
+        races.touch(ACCESSES["store"], rows([2], [1]), MEMORY, np.array([writer]), False, True)
+
+
 @pytest.mark.parametrize("fault", [None, "no atomic", "too early", "another element", "a second writer"])
 def test_a_last_program_needs_no_clocks(monkeypatch, fault):
     """100 programs write a row each and count up; the last reads all. Where one does otherwise, that is found."""

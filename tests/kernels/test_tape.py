@@ -260,3 +260,15 @@ def test_where_the_memory_that_decides_is_written_too_nothing_repeats(read):
     for _ in range(3):
         execute(kernel, (1, 1, 1), [table, both, both, 16], machine.space)
     assert read == []
+
+
+def test_programs_that_take_turns_share_what_a_tape_may_hold(monkeypatch):
+    """Nobody writes on when all of them together have written too much."""
+    monkeypatch.setattr(tape, "MOST_BYTES", 2000)
+    part, started = tape.Tape.of_program, []
+    monkeypatch.setattr(tape.Tape, "of_program", lambda whole, pids: started.append(pids) or part(whole, pids))
+    kernel, machine = Kernel("locked", kernels.locked()), Machine()
+    lock, x, total = machine.empty(1, "i32"), machine.put(np.ones(64)), machine.empty(1)
+    for _ in range(2):
+        execute(kernel, (64, 1, 1), [lock, x, total], machine.space)
+    assert 0 < len(started) < 16

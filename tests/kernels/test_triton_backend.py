@@ -18,6 +18,7 @@ import triton.language as tl  # noqa: E402
 import tutorial_kernels as tutorials  # noqa: E402
 
 from kernbench.kernels import triton_backend as backend  # noqa: E402
+from kernbench.kernels.triton_backend.driver import relocated  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 
@@ -314,3 +315,9 @@ def test_do_bench_is_simulated_time():
 def test_the_entry_point_package_is_importable_without_triton():
     code = "import sys; sys.modules['triton'] = None; import kernbench.kernels.triton_backend as b; print(b.NAME)"
     assert run(code) == backend.NAME == "kernbench"
+
+
+def test_a_copied_kernel_is_reported_where_it_lies():
+    text = '#loc = loc("/old/a.py":5:0)\n#loc1 = loc("/old/a.py":7:4)\n#loc2 = loc("/lib/helper.py":3:1)\n'
+    assert relocated(text, "/new/b.py") == text.replace("/old/a.py", "/new/b.py")
+    assert relocated(text, "") == text

@@ -11,6 +11,7 @@ import looked_at_kernels as kernels
 import triton
 from triton.testing import do_bench
 
+from kernbench.kernels.kernel import Kernel
 from kernbench.kernels.triton_backend import tuning
 from kernbench.runtime_api.context import RuntimeContext
 
@@ -83,3 +84,19 @@ def test_do_bench_gives_simulated_milliseconds_in_every_mode():
         launch()
         (timed,) = [c for c in ctx.timeline().commands if c.bound.name == "tuned_copy"]
         assert time == pytest.approx((timed.finish_ps - timed.reached_ps) * 1e-9, rel=0.5)
+
+
+def test_configurations_of_the_same_text_share_what_is_worked_out_of_it():
+    """Those that differ in the number of warps or of stages do. Other names of the arguments are another kernel."""
+    text = (
+        "module {\n  tt.func public @copy(%x: !tt.ptr<f32>, %out: !tt.ptr<f32>) {\n"
+        "    %0 = tt.load %x : !tt.ptr<f32>\n    tt.store %out, %0 : !tt.ptr<f32>\n    tt.return\n  }\n}\n"
+    )
+    compiled = Kernel("copy", text, shares=True)
+    one, two = (Kernel("copy", text, stages, names=("x", "out"), shares=True) for stages in (2, 3))
+    assert compiled.module is one.module is two.module
+    assert Kernel("copy", text).module is not one.module
+    other = Kernel("copy", text, names=("source", "target"), shares=True)
+    assert other.module is not one.module
+    assert [arg.name for arg in other.function.args] == ["source", "target"]
+    assert [arg.name for arg in one.function.args] == ["x", "out"]

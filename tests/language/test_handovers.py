@@ -11,7 +11,9 @@ import comm_kernels as kernels
 import triton
 import triton.language as tl
 
+import kernbench.language as kl
 import kernbench.topology
+from kernbench.kernels.errors import KernelFault
 from kernbench.kernels.standalone import StandaloneDevice
 from kernbench.runtime_api.context import RuntimeContext
 from kernbench.sim_engine import native
@@ -54,6 +56,73 @@ def flagged_by_a_store(flag, out):
             pass
     tl.store(out + p, p)
     tl.store(flag + p, 1)
+
+
+@triton.jit
+def looked_at_under_a_lock(lock, ready, out):
+    """The first program takes the lock again and again to see how many have counted, and gives it back by a store."""
+    p, n = tl.program_id(0), tl.num_programs(0)
+    if p > 0:
+        while tl.atomic_cas(lock, 0, 1) == 1:
+            pass
+        tl.atomic_add(ready, 1)
+        tl.store(lock, 0)
+    else:
+        done = 0
+        while done == 0:
+            if tl.atomic_cas(lock, 0, 1) == 0:
+                if tl.load(ready, volatile=True) == n - 1:
+                    done = 1
+                tl.store(lock, 0)
+        tl.store(out, 7)
+
+
+@triton.jit
+def sums_beside_flags(x, both, out, BLOCK: tl.constexpr):
+    """A chained scan: the sum up to each program is beside its flag."""
+    p = tl.program_id(0)
+    total = 1 + tl.sum(tl.load(x + p * BLOCK + tl.arange(0, BLOCK)))
+    if p > 0:
+        while tl.atomic_add(both + 2 * p - 1, 0) == 0:
+            pass
+        total += tl.load(both + 2 * p - 2)
+    tl.store(both + 2 * p, total)
+    tl.atomic_xchg(both + 2 * p + 1, 1)
+    tl.store(out + p, total)
+
+
+@triton.jit
+def stamped_in_turns(flag, out):
+    p = tl.program_id(0)
+    if p > 0:
+        while tl.atomic_add(flag + p - 1, 0) == 0:
+            pass
+    tl.store(out + p, tl.extra.cuda.globaltimer())
+    tl.atomic_xchg(flag + p, 1)
+
+
+@triton.jit
+def in_step(flag, out):
+    """Each program meets its like on the other rank, twice."""
+    p = tl.program_id(0)
+    for turn in range(1, 3):
+        kl.signal(flag + p, 1 - kl.rank(), turn)
+        while tl.load(flag + p, volatile=True) < turn:
+            pass
+        tl.store(out + p, turn)
+
+
+@triton.jit
+def told(flag):
+    kl.signal(flag, 1, 7)
+
+
+@triton.jit
+def waits_for_others(flag, out):
+    """Nothing in the kernel itself changes what it looks at."""
+    while tl.load(flag, volatile=True) != 7:
+        pass
+    tl.store(out, 1)
 
 
 @cache
@@ -152,6 +221,21 @@ def test_one_timeline_with_and_without_data_compiled_or_not(monkeypatch):
     assert run(kernels.look_back, 8, *shapes)[0].digest() == first
 
 
+@pytest.mark.parametrize("programs", [2, 4, 9])
+def test_a_lock_taken_in_vain_and_given_back_is_waited_for(programs):
+    shapes = (1, "i32"), (1, "i32"), (1, "i32")
+    _, rows, (lock, ready, out) = run(looked_at_under_a_lock, programs, *shapes)
+    assert (lock[0], ready[0], out[0]) == (0, programs - 1, 7)
+    counted = times(rows, looked_at_under_a_lock, "atomic_add", OpKind.ATOMIC)[:, 1]
+    assert programs > 4 or times(rows, looked_at_under_a_lock, "store(out", OpKind.WRITE)[0, 0] > counted.max()
+
+
+def test_sums_whose_values_nobody_knows_without_data_leave_the_same_timeline():
+    shapes = (4 * 16, "i32"), (8, "i32"), (4, "i32")
+    with_data = run(sums_beside_flags, 4, *shapes, BLOCK=16)[0].digest()
+    assert run(sums_beside_flags, 4, *shapes, enable_data=False, BLOCK=16)[0].digest() == with_data
+
+
 def test_launches_that_repeat_wait_for_their_own():
     with StandaloneDevice() as device:
         out, flag = device.empty((8,), "i32"), device.empty((8,), "i32")
@@ -163,6 +247,15 @@ def test_launches_that_repeat_wait_for_their_own():
             for r in device.records
         ]
     assert len(awaited[0]) >= 7 and all(np.array_equal(a, awaited[0]) for a in awaited)
+
+
+def test_what_a_clock_says_does_not_depend_on_launches_before():
+    with StandaloneDevice() as device:
+        flag, out = device.empty((5,), "i32"), device.empty((5,), "i64")
+        for _ in range(3):
+            flag.zero_()
+            stamped_in_turns[(5,)](flag, out)
+            assert out.numpy().tolist() == [1, 2, 3, 4, 5]
 
 
 def test_spinning_for_another_ranks_signal():
@@ -181,3 +274,46 @@ def test_spinning_for_another_ranks_signal():
         timeline = ctx.timeline()
     late = max(c.finish_ps for c in timeline.commands if timeline.ranges[c.bound.range_id] == "late")
     assert min(c.finish_ps for c in timeline.commands if c.bound.name == "one_rank_flag") > late
+
+
+@pytest.mark.parametrize("programs", [4, 9])  # on four PEs
+def test_spinning_for_ones_like_on_another_rank(programs):
+    with RuntimeContext.open(kernbench.topology.load("tiny", sips=2)) as ctx:
+
+        def worker(rank):
+            ctx.distributed.init_process_group()
+            flag = ctx.distributed.symmetric_memory.zeros(programs, dtype="i32")
+            out = ctx.zeros(programs, dtype="i32")
+            ctx.distributed.barrier()
+            if rank == 0:
+                with ctx.range("late"):
+                    ctx.zeros(1 << 22, dtype="f32")
+            in_step[(programs,)](flag, out)
+            assert out.numpy().tolist() == [2] * programs
+
+        ctx.multiprocessing.spawn(worker, nprocs=2)
+        timeline = ctx.timeline()
+    late = max(c.finish_ps for c in timeline.commands if timeline.ranges[c.bound.range_id] == "late")
+    ops = timeline.ops
+    for launch in (c for c in timeline.commands if c.bound.name == "in_step"):
+        at = slice(launch.first, launch.first + launch.bound.count)
+        stores = [n >= 0 and launch.bound.lines[n][1] == line(in_step, "tl.store") for n in ops.line[at]]
+        assert ops.start[at][stores].min() > late
+
+
+def test_a_volatile_load_gives_way_to_other_launches():
+    with RuntimeContext.open(kernbench.topology.load("tiny", sips=2)) as ctx:
+
+        def worker(rank):
+            ctx.distributed.init_process_group()
+            flag, out = ctx.distributed.symmetric_memory.zeros(1, dtype="i32"), ctx.zeros(1, dtype="i32")
+            ctx.distributed.barrier()
+            if rank == 0:
+                told[(1,)](flag)
+            else:
+                waits_for_others[(1,)](flag, out)
+                assert out.item() == 1
+
+        ctx.multiprocessing.spawn(worker, nprocs=2)
+    with StandaloneDevice() as device, pytest.raises(KernelFault, match=r"deadlock: no program can go on.*\n.*'flag'"):
+        waits_for_others[(1,)](device.array(np.zeros(1), "i32"), device.empty((1,), "i32"))

@@ -178,7 +178,7 @@ class Races:
                     other = int(self._owner(now[tuple(at)])[0])
                     raise self._fault(a, w, allocation, at, int(mine[at[0]]), other, a, True)
         else:
-            self._read(shadow, tiles, column, programs[1:2] if shared else None, a, atomic)
+            self._read(shadow, tiles, column, programs[1:2] if shared else None, site)
         if self.ordered and atomic:
             self._release(a, self._places(w, allocation))
 
@@ -238,28 +238,38 @@ class Races:
             bad &= self._log[2][found] == 0
         return not np.any(bad)
 
-    def _read(self, shadow: Shadow, tiles: Tiles | Span, column: Events, second: Any, a: Access, atomic: bool) -> None:
+    def _read(self, shadow: Shadow, tiles: Tiles | Span, column: Events, second: Any, site: Any) -> None:
         """Remember who reads: the latest, and somebody else where there was one."""
+        a, w, allocation, _, atomic = site
         kind = np.dtype(np.int32)
         before = np.zeros((len(column), *tiles.dims), np.int32)
         if "reads" in shadow.maps:
             tiles.load(shadow.map("reads"), "", kind, before)
         tiles.store(shadow.map("reads"), "", kind, column)
-        now = np.broadcast_to(column, before.shape).copy()
+        extra, more, other = np.zeros(before.shape, np.bool_), column, np.zeros_like(before)
+        known = False
         if len(column) > 1:
+            now = np.broadcast_to(column, before.shape).copy()
             tiles.load(shadow.map("reads"), "", kind, now)
+            if (now != column).any():  # who of several is the first, where `now` is the last
+                tiles.load(shadow.map("others"), "", kind, other)
+                known = True
+                backwards = shadow.tiles(w.select(np.arange(len(column))[::-1]), allocation.base)
+                backwards.store(shadow.map("others"), "", kind, column[::-1])
+                more = now.copy()
+                tiles.load(shadow.map("others"), "", kind, more)
+                extra = more != now
         live = before >= self.first
-        extra = now != column
         if live.any():
             mine = self._owner(column)
             live &= self._owner(np.where(live, before, self.first)) != mine
         if second is not None:
-            column, extra = self._events(second, a, "atomic" if atomic else "load").reshape(column.shape), ~live
+            more, extra = self._events(second, a, "atomic" if atomic else "load").reshape(column.shape), ~live
         if not (live.any() or extra.any()):
             return
-        other = np.zeros(before.shape, np.int32)
-        tiles.load(shadow.map("others"), "", kind, other)
-        tiles.store(shadow.map("others"), "", kind, np.where(extra, column, np.where(live, before, other)))
+        if not known:
+            tiles.load(shadow.map("others"), "", kind, other)
+        tiles.store(shadow.map("others"), "", kind, np.where(extra, more, np.where(live, before, other)))
 
     def _against(self, shadow: Shadow, name: str, tiles: Tiles | Span, site: Any) -> None:
         """Compare with what is remembered in a map."""

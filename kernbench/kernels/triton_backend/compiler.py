@@ -91,7 +91,7 @@ def to_ttir(module: Any) -> Any:
 def scratchpad(text: str, num_stages: int) -> int:
     """Bytes of scratchpad that a program needs; 0 for one that cannot run, which its launch then refuses."""
     try:
-        return Kernel("", text, num_stages).tcm.nbytes
+        return Kernel("", text, num_stages, shares=True).tcm.nbytes
     except KernelError:
         return 0
 

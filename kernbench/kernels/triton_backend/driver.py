@@ -64,7 +64,7 @@ class Launcher:
         self.kinds = tuple(source.signature.values())
         self.flat = not any(isinstance(kind, tuple) or kind.startswith("tensordesc") for kind in self.kinds)
         self.runtime = [i for i, kind in enumerate(self.kinds) if kind != "constexpr"]
-        self.names = tuple(_names(source.signature, self.kinds))
+        self.names = tuple(runtime_names(source.signature, self.kinds))
         self.constexprs = {
             name: value
             for name, kind, value in zip(source.signature, self.kinds, _constants(source), strict=True)
@@ -88,7 +88,7 @@ class Launcher:
         kernel = self.kernels.get(padded)
         if kernel is None:
             text = padding_written(relocated(function.decode(), self.file), padded)
-            kernel = Kernel(self.name, text, self.num_stages, self.constexprs, names=self.names)
+            kernel = Kernel(self.name, text, self.num_stages, self.constexprs, names=self.names, shares=True)
             self.kernels[padded] = kernel
         values = [args[i] for i in self.runtime] if self.flat else list(_flatten(self.kinds, args))
         with _one_thread:
@@ -116,10 +116,11 @@ def _file_of(source: Any) -> str:
 
 def relocated(text: str, file: str) -> str:
     """TTIR whose locations name a kernel's file where it lies now. Triton keeps compiled kernels by their source text,
-    and with them where that lay when it was compiled first."""
-    name = os.path.basename(file)
-    for path in set(re.findall(r'loc\("([^"]+)":', text)):
-        if path != file and os.path.basename(path) == name and not os.path.exists(path):
+    and with them where that lay when it was compiled first, be it a copy or gone."""
+    name, first = os.path.basename(file), re.search(r'^#loc = loc\("([^"]+)":', text, re.MULTILINE)
+    home = first.group(1) if first and file else file
+    for path in set(re.findall(r'loc\("([^"]+)":', text)) - {file}:
+        if path == home or (os.path.basename(path) == name and not os.path.exists(path)):
             text = text.replace(f'loc("{path}":', f'loc("{file}":')
     return text
 
@@ -149,12 +150,12 @@ def _constants(source: Any) -> list[Any]:
     return [source.constants.get((i,)) for i in range(len(source.signature))]
 
 
-def _names(names: Iterable[str], kinds: Sequence[Any]) -> Iterator[str]:
+def runtime_names(names: Iterable[str], kinds: Sequence[Any]) -> Iterator[str]:
     """What Triton calls the runtime arguments since it writes their names into TTIR (3.6): ``x``, ``pair.0``,
     ``desc.shape.1``."""
     for name, kind in zip(names, kinds, strict=True):
         if isinstance(kind, tuple):
-            yield from _names((f"{name}.{i}" for i in range(len(kind))), kind)
+            yield from runtime_names((f"{name}.{i}" for i in range(len(kind))), kind)
         elif kind.startswith("tensordesc"):
             rank = kind[: kind.index("]")].count(",") + 1
             yield name

@@ -48,6 +48,8 @@ tunings: list[Tuning] = []
 _latest: Any = None
 """The kernel launched last."""
 _trial = False
+listener: Callable[[str, int, int], None] | None = None
+"""Called before a configuration is tried: the kernel's name, the configuration's number, and how many there are."""
 _needs: dict[Any, int | None] = {}
 """Configurations of the tuning that runs -> scratchpad."""
 
@@ -70,6 +72,8 @@ def watched_bench(bench: Callable[..., Any]) -> Callable[..., Any]:
     def with_needs(self: Any, *args: Any, config: Any, **meta: Any) -> Any:
         global _latest, _trial
         _latest, _trial = None, True
+        if listener is not None:
+            listener(self.base_fn.__name__, len(_needs) + 1, len(self.configs))
         try:
             return bench(self, *args, config=config, **meta)
         finally:

@@ -72,7 +72,8 @@ def run(
     level or under `if __name__ == "__main__"`, is run as it is, unless --kernel or --arg ask for one kernel. A file may
     offer inputs(), grid and reference(); see docs/kernels.md.
 
-    Exits with 0, or with 1 where a value is wrong, a check found a fault, or the file is of no use.
+    Exits with 0, or with 1 where a value is wrong, a check found a fault, or the file is of no use; with 130 after
+    Ctrl-C.
     """
     import json
     import os
@@ -81,7 +82,7 @@ def run(
 
     from rich.console import Console
 
-    from kernbench.cli import kernel_files, kernel_report
+    from kernbench.cli import kernel_files, kernel_progress, kernel_report
     from kernbench.cli.kernel_run import Options, Ran, Refused, run_all
     from kernbench.cli.kernel_run import interpret as interpret_kernel
 
@@ -105,7 +106,7 @@ def run(
     console, seen = Console(highlight=False), list[Ran | Refused]()
     found = run_all(file, options)
     while True:
-        with redirect_stdout(sys.stderr if json_ else sys.stdout):
+        with redirect_stdout(sys.stderr if json_ else sys.stdout), kernel_progress.shown():
             ran = next(found, None)
         if ran is None:
             break

@@ -109,6 +109,14 @@ class HostCall:
             raise Unknown(name)
         return _Value(self, {}).of(self.exprs[name])
 
+    def evaluated(self, node: ast.expr) -> Any:
+        """The value of an expression of the host code.
+
+        Raises:
+            Unknown: that depends on tensors, or on what a caller gives.
+        """
+        return _Value(self, {}).of(node)
+
     def kind(self, name: str) -> str:
         """``pointer``, ``stride``, ``integer``, ``float`` or, where nothing shows it, empty."""
         if name not in self.exprs:

@@ -7,7 +7,7 @@ are laid out, and how many programs there are (:mod:`kernbench.kernels.survey`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import combinations
@@ -16,10 +16,12 @@ from typing import Any
 import numpy as np
 
 from kernbench.cli import kernel_contents as contents
+from kernbench.cli import kernel_descriptors as descriptors
 from kernbench.cli import kernel_repair as repairs
+from kernbench.cli.kernel_descriptors import Described
 from kernbench.cli.kernel_files import KernelFileError
 from kernbench.cli.kernel_numbers import Numbers, is_size
-from kernbench.cli.kernel_trials import TooMuch
+from kernbench.cli.kernel_trials import SMALLEST, TooMuch
 from kernbench.kernels import Kernel, bundle
 from kernbench.kernels.endless import SurveyError
 from kernbench.kernels.errors import KernelError, KernelFault
@@ -38,14 +40,18 @@ TRITON_TYPES = {
 } | {f"i{n}": f"i{n}" for n in (8, 16, 32, 64)}
 FAR = contents.WRAP
 """The stride in elements under which an axis can be told from everything else in an address."""
+FAR_IN_32_BITS = 1 << 17
+"""The same for a stride that is a constexpr, with which offsets are multiplied in 32 bits."""
 FAR_OFF = 64
 """How many times a contiguous tensor's stride another one has to be to be taken for a mistake of ours."""
-MANY = 1024
-"""Programs along an axis among which the one that stores last is looked for."""
+MANY = (1024, 128)
+"""Programs along an axis among which the one that stores last is looked for; the second where they do much."""
+MUCH_TO_SURVEY = 1 << 25
+"""Elements that many programs may load and store while they are looked at."""
 MANY_ELEMENTS, MOST_ELEMENTS = 1 << 24, 1 << 27
 """Of an array that is made up: above the first, small sizes are tried."""
-MUCH_WORK = 1 << 28
-"""Elements loaded and stored by all configurations above which small sizes are tried."""
+MUCH_WORK = 1 << 26
+"""Elements loaded and stored by all configurations above which smaller sizes are tried."""
 LOCK_BYTES = 1 << 26
 """Zeros behind a pointer that atomics wait on, until its size is known."""
 
@@ -66,6 +72,8 @@ class Inputs:
     """Arrays of made-up integers that decide where the kernel reads and writes."""
     free: bool = False
     """Nothing told how many programs there are."""
+    described: Callable[[Mapping[str, Any]], dict[str, Described]] = lambda meta: {}
+    """From constexprs as tuned to the arrays of which the kernel gets descriptors."""
 
 
 class Guess(Numbers):
@@ -84,12 +92,15 @@ class Guess(Numbers):
 
     def arguments(self) -> dict[str, Any]:
         """All arguments, constexprs included, but for strides; arrays that do not exist yet are empty."""
-        return self._meta(self.tuned, dict.fromkeys(self.strides, 1))
+        return self._meta(self.tuned, dict.fromkeys(self._stride_names, 1))
 
     def _meta(self, tuned: Mapping[str, Any], strides: Mapping[str, int]) -> dict[str, Any]:
         """All arguments, constexprs and heuristics included; arrays that do not exist yet are empty."""
         known = {n: v if isinstance(v, np.ndarray | None) else np.empty(0, v.storage) for n, v in self.pointers.items()}
         args = {**known, **self.scalars, **self.constants, **strides, **tuned}
+        for name, rank in self._ranks.items():
+            shape = self.told[name].shape if name in self.told else (descriptors.WHOLE,) * rank
+            args |= zip(descriptors.shape_of(name, rank), shape, strict=True)
         for name, fn in self.heuristics:
             try:
                 args[name] = fn(args)
@@ -105,7 +116,10 @@ class Guess(Numbers):
         types, constants = {}, {}
         for name in self.function.arg_names:
             value = meta[name]
-            if name in self.pointers and value is not None:
+            if name in self._ranks:
+                block = ",".join(map(str, self._blocks(meta)[name]))
+                types[name] = f"tensordesc<{TRITON_TYPES[dtype(value.dtype).name]}[{block}]>"
+            elif name in self.pointers and value is not None:
                 types[name] = "*" + TRITON_TYPES[dtype(value.dtype).name]
             elif name in self.roles.constexprs or value is None:
                 constants[name] = value
@@ -125,12 +139,49 @@ class Guess(Numbers):
                 raise KernelFileError(self._cannot(f"Triton made no valid code for them: {error}")) from error
         return self._lowered[key]
 
-    def _survey(self, meta: Mapping[str, Any], grid: tuple[int, ...]) -> Survey:
+    def _blocks(self, meta: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+        """The block of each descriptor.
+
+        Raises:
+            KernelFileError: nothing tells one.
+        """
+        config = next((c for c in self.configs if all(meta.get(n) == v for n, v in c.kwargs.items())), None)
+        found = descriptors.blocks(self.function, self.roles, self.call, config, meta)
+        known: dict[str, tuple[int, ...]] = {}
+        for name, block in {**found, **{n: d.block for n, d in self.told.items()}}.items():
+            if block is None:
+                raise KernelFileError(
+                    f"{self.function.__name__}: '{name}' is a host tensor descriptor, and nothing in the file says "
+                    "which blocks it moves: give the file a function inputs() that returns the arguments as a dict, "
+                    f"with '{name}': TensorDescriptor.from_tensor(tensor, block_shape=[...])"
+                )
+            known[name] = block
+        return known
+
+    @cached_property
+    def _ranks(self) -> dict[str, int]:
+        """Axes of each descriptor."""
+        missing = {n: self.tuned.get(n) for n, _ in self.heuristics}
+        return {n: len(b) for n, b in self._blocks({**missing, **self.constants, **self.tuned}).items()}
+
+    @property
+    def _stride_names(self) -> list[str]:
+        """Parameters that are strides, and the strides behind descriptors."""
+        behind = [n for name, rank in self._ranks.items() for n in descriptors.strides_of(name, rank)]
+        return [n for n in self.function.arg_names if n in self.strides] + behind
+
+    @property
+    def _told_strides(self) -> dict[str, int]:
+        """Of descriptors that are given, their strides."""
+        names = {n: descriptors.strides_of(n, len(told.shape)) for n, told in self.told.items()}
+        return {s: v for n, told in self.told.items() for s, v in zip(names[n], told.strides, strict=True)}
+
+    def _survey(self, meta: Mapping[str, Any], grid: tuple[int, ...], most: int | None = None) -> Survey:
         kernel = self.lower(meta)
         x, y, z = (*grid, 1, 1)[:3]
         while True:
             try:
-                return survey(kernel, (x, y, z), meta, self._contents)
+                return survey(kernel, (x, y, z), meta, self._contents, most)
             except TooLong as long:
                 raise TooMuch(self._cannot(str(long))) from None
             except SurveyError as missing:
@@ -159,7 +210,7 @@ class Guess(Numbers):
 
     def grid(self, tuned: Mapping[str, Any]) -> tuple[int, ...]:
         """Programs along each axis for a configuration."""
-        strides = {n: self.given.get(n, 1 << 20) for n in self.strides}
+        strides = {n: self.given.get(n, 1 << 20) for n in self._stride_names} | self._told_strides
         meta = self._meta(tuned, strides)
         key = tuple((n, str(meta[n])) for n in self.roles.constexprs)
         if key not in self._grids:
@@ -169,7 +220,7 @@ class Guess(Numbers):
     def _find_grid(self, meta: Mapping[str, Any]) -> tuple[int, ...]:
         sizes = [1] * (max(self.roles.axes, default=0) + 1)
         idle = [
-            v for n, v in self.scalars.items() if n in self.roles.integers and n not in self.roles.used and v <= MANY
+            v for n, v in self.scalars.items() if n in self.roles.integers and n not in self.roles.used and v <= MANY[0]
         ]
         asked = self.call.grid(meta)[:3]
         sizes += [1] * (len(asked) - len(sizes))
@@ -177,13 +228,8 @@ class Guess(Numbers):
             if axis < len(asked) and (number := asked[axis]) is not None:
                 sizes[axis] = number
                 continue
-            probe = [MANY if i == axis else 1 for i in range(len(sizes))]
-            try:
-                seen = self._survey(meta, tuple(probe))
-                found = (seen.last_store if seen.last_load < 0 else min(seen.last_store, seen.last_load)) + 1
-            except KernelFault:
-                found = MANY  # an array that is known ends before so many programs
-            if found > MANY - 64:  # all of them, or every so manieth
+            found, many = self._probe(meta, axis, len(sizes))
+            if found > many - many // 16:  # all of them, or every so manieth
                 found = (
                     1
                     if self.trial.narrow
@@ -198,6 +244,23 @@ class Guess(Numbers):
                 found = min(found, 8)
             sizes[axis] = max(1, found)
         return tuple(sizes)
+
+    def _probe(self, meta: Mapping[str, Any], axis: int, axes: int) -> tuple[int, int]:
+        """(programs along an axis that do anything, how many were tried)."""
+        for many in MANY:
+            try:
+                grid = tuple(many if i == axis else 1 for i in range(axes))
+                endless = many == MANY[-1] and self.trial.small == SMALLEST
+                seen = self._survey(meta, grid, None if endless else MUCH_TO_SURVEY)
+            except KernelFault:
+                return many, many  # an array that is known ends before so many programs
+            except TooMuch:
+                if many == MANY[-1]:
+                    raise
+                continue
+            last = seen.last_store if seen.last_load < 0 else min(seen.last_store, seen.last_load)
+            return last + 1, many
+        raise AssertionError("the last of them returned or raised")
 
     def _rows(self) -> int:
         """Programs along the first axis where each has a row of its own."""
@@ -232,11 +295,12 @@ class Guess(Numbers):
 
     def _make(self, rng: np.random.Generator) -> Inputs:
         self._compile()
-        strides = [n for n in self.function.arg_names if n in self.strides]
+        strides = self._stride_names
         fixed = {n: self._known(n, int) for n in strides if n in self.given or self._has_default(n)}
+        fixed |= self._told_strides
         grid = self.grid(self.tuned)
         seen, still, along = self._extents([n for n in strides if n not in fixed], fixed, grid)
-        if not self.trial.small and self.work * max(1, len(self.configs)) > MUCH_WORK:
+        if self.trial.small < SMALLEST and self.work * max(1, len(self.configs)) > MUCH_WORK:
             raise TooMuch(self._cannot("its run would take too long"))
         chosen = self._strides([n for n in strides if n not in fixed], still, along)
         tables = {s for n in seen if callable(self._contents.get(n)) for s in along[n]}
@@ -250,25 +314,38 @@ class Guess(Numbers):
         made = Inputs(
             values, self.origin, indices=[n for n in seen if callable(self._contents.get(n))], free=bool(self.free)
         )
+        behind: dict[str, tuple[list[int], DType]] = {}
         for name, kind in self.pointers.items():
             if not isinstance(kind, DType):
                 values[name] = kind
                 reach = seen.get(name)
             else:
                 reach = seen.get(name, Reach())
-                values[name] = self._array(name, reach, still.get(name, 1), along.get(name, {}), fixed | chosen, rng)
+                if name in self._ranks:
+                    lengths = self._lengths(name, along.get(name, {}))
+                    behind[name] = (lengths, kind)
+                    whole = Described.of(lengths, kind, ()).allocated
+                    values[name] = self._filled(name, reach, list(whole), rng)
+                else:
+                    values[name] = self._array(
+                        name, reach, still.get(name, 1), along.get(name, {}), fixed | chosen, rng
+                    )
             only_written = reach is not None and reach.writes and not reach.reads and not reach.atomics
             if only_written and self.origin[name] == "generated":
                 made.unwritten.add(name)
                 self.origin[name] = "output"
         self._grow(values, made.unwritten, grid, rng)
         made.values = {n: values[n] for n in self.function.arg_names if n in values}
+        made.described = lambda meta: (
+            {name: Described.of(lengths, kind, self._blocks(meta)[name]) for name, (lengths, kind) in behind.items()}
+            | self.told
+        )
         made.grid = grid if not (self.configs or self.heuristics) else self._grid_of
         return made
 
     def _compile(self) -> None:
         """Change what was made up, where the kernel does not compile with it."""
-        ones = dict.fromkeys(self.strides, 1 << 20)
+        ones = dict.fromkeys(self._stride_names, 1 << 20)
         names = self.pointers, self.scalars, self.constants
         made = [(where, n) for where in names for n in where if self.origin.get(n) == "generated"]
         floats = [(w, n) for w, n in made if isinstance(w[n], DType) and w[n].is_floating_point]
@@ -314,6 +391,12 @@ class Guess(Numbers):
             if count > values[name].size:
                 values[name] = self._array(name, reach[name], count, {}, {}, rng)
 
+    def _lengths(self, name: str, along: Mapping[str, int]) -> list[int]:
+        """The shape of the array behind a descriptor, from how far its blocks reach along each stride."""
+        found = [along.get(stride, 1) for stride in descriptors.strides_of(name, self._ranks[name])]
+        told = [descriptors.length_of(name, axis, self.call) for axis in range(len(found))]
+        return [known or reached for known, reached in zip(told, found, strict=True)]
+
     def _has_default(self, name: str) -> bool:
         return any(p.name == name and p.has_default for p in self.function.params)
 
@@ -325,15 +408,17 @@ class Guess(Numbers):
     ) -> tuple[dict[str, Reach], dict[str, int], dict[str, dict[str, int]]]:
         """What is touched; the elements of each pointer that no stride moves; and its extent along each stride."""
         none = dict.fromkeys(strides, 0)
-        first = self._survey(self._meta(self.tuned, {**fixed, **none}), grid)
+        most = MUCH_WORK // max(1, len(self.configs)) if self.trial.small < SMALLEST else None
+        first = self._survey(self._meta(self.tuned, {**fixed, **none}), grid, most)
         seen, self.work = first.reach, first.elements
         widths = {n: self._width(n) for n in seen}
         still = {n: self._natural(max(1, reach.high // widths[n])) for n, reach in seen.items()}
         along: dict[str, dict[str, int]] = {n: {} for n in seen}
         for stride in strides:
-            far = self._survey(self._meta(self.tuned, {**fixed, **none, stride: FAR}), grid).reach
+            step = FAR_IN_32_BITS if stride in self.roles.constexprs else FAR
+            far = self._survey(self._meta(self.tuned, {**fixed, **none, stride: step}), grid).reach
             for name, reach in far.items():
-                last = (reach.high // widths[name] - 1) // FAR
+                last = (reach.high // widths[name] - 1) // step
                 if last > 0:
                     along[name][stride] = self._natural(last + 1)
         return seen, still, along
@@ -406,6 +491,9 @@ class Guess(Numbers):
             shape = [last + 1]
         if int(np.prod(shape, dtype=np.float64)) > (MOST_ELEMENTS if self.trial.small else MANY_ELEMENTS):
             raise TooMuch(self._cannot(f"'{name}' would have {int(np.prod(shape, dtype=np.float64)):,} elements"))
+        return self._filled(name, reach, shape, rng)
+
+    def _filled(self, name: str, reach: Reach, shape: list[int], rng: np.random.Generator) -> np.ndarray:
         kind: DType = self.pointers[name]
         if reach.atomics or (reach.writes and not reach.reads):
             return np.zeros(shape, kind.storage)

@@ -10,11 +10,14 @@ import json
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
+from kernbench.cli.kernel_descriptors import Described
 from kernbench.memory import dtype
 
 WIDENED = ("bf16", "f8e4m3", "f8e5m2")
@@ -25,8 +28,16 @@ class CannotInterpret(Exception):
     """The interpreter cannot be given this launch."""
 
 
-def write_job(folder: Path, file: Path, kernel: str, grid: Sequence[int], args: Mapping[str, Any], target: str) -> None:
-    """Store a launch. ``args`` are all arguments, constexprs included.
+def write_job(
+    folder: Path,
+    file: Path,
+    kernel: str,
+    grid: Sequence[int],
+    args: Mapping[str, Any],
+    target: str,
+    described: Mapping[str, Described] = MappingProxyType({}),
+) -> None:
+    """Store a launch. ``args`` are all arguments, constexprs included; ``described`` those that become descriptors.
 
     Raises:
         CannotInterpret: an argument that no file can hold, such as a function.
@@ -43,6 +54,7 @@ def write_job(folder: Path, file: Path, kernel: str, grid: Sequence[int], args: 
         else:
             raise CannotInterpret(f"argument '{name}' is a {type(value).__name__}")
     job = {"file": str(file.resolve()), "kernel": kernel, "grid": list(grid), "numbers": numbers, "target": target}
+    job["described"] = {n: asdict(d) for n, d in described.items()}
     (folder / "job.json").write_text(json.dumps(job))
     np.savez(folder / "before.npz", **arrays)  # type: ignore[arg-type]
 
@@ -58,6 +70,10 @@ def main(folder: Path) -> None:
     with np.load(folder / "before.npz", allow_pickle=False) as stored:
         arrays = {name: stored[name] for name in stored.files}
     args: dict[str, Any] = dict(arrays)
+    for name, parts in job["described"].items():
+        import torch  # the interpreter takes no other tensors in a descriptor
+
+        args[name] = Described(**parts).around(torch.from_numpy(arrays[name]))
     for name, value in job["numbers"].items():
         args[name] = getattr(tl, _language_name(value["dtype"])) if isinstance(value, dict) else value
     with warnings.catch_warnings():

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from kernbench.cli import kernel_descriptors as descriptors
 from kernbench.cli.kernel_calls import HostCall, Unknown
-from kernbench.cli.kernel_files import KernelFileError, function_of
+from kernbench.cli.kernel_files import function_of
 from kernbench.cli.kernel_roles import Roles, is_stride
 from kernbench.cli.kernel_roles import of as roles_of
 from kernbench.cli.kernel_trials import Trial
@@ -23,8 +24,14 @@ from kernbench.memory import DType, dtype
 TORCH_TYPES = {f"float{n}": f"f{n}" for n in (16, 32, 64)} | {f"int{n}": f"i{n}" for n in (8, 16, 32, 64)}
 TORCH_TYPES |= {"bfloat16": "bf16", "half": "f16", "float": "f32", "bool": "i1", "uint8": "u8"}
 TORCH_TYPES |= {"float8_e4m3fn": "f8e4m3", "float8_e5m2": "f8e5m2"}
-SMALL = 64
-"""The block that small sizes go by."""
+SMALL = (64, 16)
+"""The block that small sizes go by, and the smallest."""
+WINDOW = {"kernel": 3, "filter": 3, "pad": 1, "dilation": 1, "groups": 1}
+"""What names of a convolution's or a pooling's numbers begin with -> their values."""
+IMAGE = {"height": 18, "width": 22}
+"""Of an image, before and after such a window, which leaves it its size."""
+FLAGS = ("causal", "transpose", "trans_a", "trans_b", "inplace", "reverse", "fp8", "fp16", "bf16", "tf32", "debug")
+"""Constexprs that are off."""
 UNBOUNDED = (64, 4, 2)
 """Programs along an axis whose programs all have work, however many there are."""
 MODERATE = 256
@@ -40,6 +47,7 @@ class Numbers:
         kind: element type of floating-point pointers.
         trial: what kind of sizes and indices to choose.
         call: a launch of it in the file's host code.
+        told: what descriptors say of the arrays of ``given`` that the kernel gets descriptors of.
     """
 
     def __init__(
@@ -49,7 +57,9 @@ class Numbers:
         kind: str = "f32",
         trial: Trial | None = None,
         call: HostCall | None = None,
+        told: Mapping[str, descriptors.Described] | None = None,
     ) -> None:
+        self.told = dict(told or {})
         self.kernel, self.function = kernel, function_of(kernel)
         self.given, self.kind, self.trial = dict(given), dtype(kind), trial or Trial()
         self.call = call or HostCall.missing()
@@ -64,13 +74,9 @@ class Numbers:
             outer = outer.fn
         tunable = [c.kwargs for c in self.configs]
         moderate = [t for t in tunable if all(not isinstance(v, int) or v <= MODERATE for v in t.values())]
-        self.tuned: dict[str, Any] = max(moderate or tunable, key=_volume, default={})
+        choose = min if self.trial.small else max
+        self.tuned: dict[str, Any] = choose(moderate or tunable, key=_volume, default={})
         self.origin: dict[str, str] = {}
-        if self.roles.descriptors:
-            raise KernelFileError(
-                f"{self.function.__name__}: '{self.roles.descriptors[0]}' is a host tensor descriptor, for which no "
-                "input can be made up: give the file a function inputs() that returns the arguments as a dict"
-            )
 
     def _listen(self) -> None:
         """Let the host code's launch correct what the kernel's source seemed to say."""
@@ -85,6 +91,7 @@ class Numbers:
                 roles.integers.append(name)
         numbers = (*roles.integers, *(n for n in roles.constexprs if n not in roles.ranges))
         self.strides = {n for n in numbers if is_stride(n) or self.call.kind(n) == "stride"}
+        self.strides -= {n for n in self.strides if self._of_window(n.lower()) is not None}
 
     @cached_property
     def constants(self) -> dict[str, Any]:
@@ -137,13 +144,30 @@ class Numbers:
 
     def _constant(self, name: str, blocks: int) -> Any:
         low = name.lower()
+        if (number := self._of_window(low)) is not None:
+            return number
         if "dim" in low or low in ("d", "dmodel", "d_model"):
             return 64
         if self._is_block(name):
             return 1024 if blocks + len(self._blocks_of_config) == 1 else 32 if low.endswith("k") else 64
         if low.startswith(
             ("is_", "has_", "use_", "apply_", "even_", "with_", "store_", "return_", "do_", "allow_")
-        ) or (low in ("causal", "transpose", "trans_a", "trans_b", "inplace", "reverse", "fp8", "debug")):
+        ) or (
+            low
+            in (
+                "causal",
+                "transpose",
+                "trans_a",
+                "trans_b",
+                "inplace",
+                "reverse",
+                "fp8",
+                "fp16",
+                "bf16",
+                "tf32",
+                "debug",
+            )
+        ):
             return False
         if low in ("activation", "act"):
             return ""
@@ -192,15 +216,36 @@ class Numbers:
         low = name.lower()
         if _is_few(low):
             return 2 + self._small_so_far(low)
+        if self._has_window and (side := next((n for word, n in IMAGE.items() if word in low), 0)):
+            return side
         block, several, tiled = self._block
+        step = 16
         if self.trial.small:
-            block = min(block, SMALL)
+            block = min(block, SMALL[self.trial.small - 1])
+            step = min(step, block // 4)
         number = self._sized.setdefault(name, len(self._sized))
         if several:
-            return (block * 5 // 2 - 16 * number + 8) if self.trial.odd else block * (3 + number)
+            return max(1, block * 5 // 2 - step * number + 8) if self.trial.odd else block * (3 + number)
         if tiled:
-            return block * 8 - 24 - 16 * number if self.trial.odd else block * (8 - number)
-        return max(1, block - 24 - 16 * number) if self.trial.odd else block
+            return max(1, block * 8 - 24 - step * number) if self.trial.odd else block * max(1, 8 - number)
+        return max(1, block - 24 - step * number) if self.trial.odd else block
+
+    @cached_property
+    def _has_window(self) -> bool:
+        """Whether names tell of a convolution or a pooling."""
+        names = [n.lower() for n in self.function.arg_names]
+        moves = any(_begins(n, "pad") or _begins(n, "dilation") for n in names)
+        return moves and any(_begins(n, "kernel") or _begins(n, "filter") or n in ("kh", "kw") for n in names)
+
+    def _of_window(self, low: str) -> int | None:
+        """The value of a number that says how a window moves over an image; None where a name says no such thing."""
+        if not self._has_window:
+            return None
+        if low in ("kh", "kw"):
+            return 3
+        if low in ("stride", "stride_h", "stride_w", "stride_height", "stride_width", "conv_stride"):
+            return 1
+        return next((value for start, value in WINDOW.items() if _begins(low, start)), None)
 
     def _small_so_far(self, low: str) -> int:
         return self._small.setdefault(low, len(self._small)) % 3
@@ -226,21 +271,34 @@ class Numbers:
 
     def _integer(self, name: str) -> int:
         low = name.lower()
+        if (number := self._of_window(low)) is not None:
+            return number
         if "seed" in low:
             return 7
         if "offset" in low or low.startswith(("start", "begin", "pid")):
             return 0
+        if (same := self._block_of_same(name)) is not None:
+            return same
         arrays = [v for v in self.given.values() if isinstance(v, np.ndarray)]
         sizes = {v.size for v in arrays}
         if len(sizes) == 1 and sum(n not in self.strides for n in self.roles.integers) == 1:
             return int(sizes.pop())
         return self._size(name) if name in self.roles.used or _is_few(low) else self.unbounded[0]
 
+    def _block_of_same(self, name: str) -> int | None:
+        """The block that the host code gives for the same expression, as it does for groups of a quantisation."""
+        text = self.call.text(name)
+        for other in self.roles.constexprs:
+            if text and self._is_block(other) and self.call.text(other) == text and other not in self.tuned:
+                value = self.given.get(other, self._constant(other, 2))
+                return value if isinstance(value, int) else None
+        return None
+
     @cached_property
     def pointers(self) -> dict[str, Any]:
         """Pointers -> an array, None, or the type of an array that is still to be made."""
         found: dict[str, Any] = {}
-        for name in self.roles.pointers:
+        for name in (*self.roles.pointers, *self.roles.descriptors):
             param = next(p for p in self.function.params if p.name == name)
             if name in self.given:
                 self.origin[name] = "given" if not isinstance(self.given[name], DType) else "generated"
@@ -267,14 +325,18 @@ class Numbers:
 
     def _type_of(self, name: str) -> DType:
         """The element type of an array that is made up."""
-        told = TORCH_TYPES.get(self.call.dtype(name), "")
+        told = TORCH_TYPES.get(self.call.dtype(name) or descriptors.dtype_of(name, self.call), "")
         if told and not (self.kind.name != "f32" and dtype(told).is_floating_point):
             return dtype(told)
         return dtype("i32" if name in self.roles.counters else "i64" if name in self.roles.indices else self.kind)
 
     @property
     def unbounded(self) -> tuple[int, int, int]:
-        return (8, 2, 2) if self.trial.small else UNBOUNDED
+        return UNBOUNDED if not self.trial.small else (8, 2, 2) if self.trial.small == 1 else (2, 2, 2)
+
+
+def _begins(low: str, word: str) -> bool:
+    return low == word or low.startswith(f"{word}_") or (word == "pad" and low.startswith("padding"))
 
 
 def _is_epsilon(name: str) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from kernbench.cli import kernel_repair as repairs
 from kernbench.cli.kernel_run import Launched, Ran, Refused
 from kernbench.cli.kernel_verify import Compared, Verdict
 from kernbench.kernels.dumps import Dumped
@@ -247,6 +248,8 @@ def as_text(ran: Ran | Refused) -> Any:
         parts += [Text(), Text.assemble(("fault: ", "bold red"), fault), *_source(fault)]
     if ran.error is not None:
         parts.append(Text.assemble(("error: ", "bold red"), f"{type(ran.error).__name__}: {ran.error}"))
+        if hint := repairs.explain(ran.error):
+            parts.append(Text(hint))
     return Group(*parts)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 _ATOMICS = frozenset(f"atomic_{kind}" for kind in ("add", "max", "min", "and", "or", "xor", "xchg", "cas"))
 _MAKERS = frozenset({"make_block_ptr", "make_tensor_descriptor"})
 _ACCESSES = frozenset({"load", "store"}) | _ATOMICS | _MAKERS
+_OF_DESCRIPTORS = frozenset({"load_tensor_descriptor", "store_tensor_descriptor"})
 _MASK_AT = {"load": 1, "atomic_cas": 3}
 """Position of the mask where it is not the third argument."""
 _SAME = frozenset({"multiple_of", "max_contiguous", "max_constancy", "cast", "advance"}) | _MAKERS
@@ -216,6 +217,14 @@ class _Analysis:
             for name, call in self.f.calls
             if name in _ACCESSES and (owner := self.f.method_of(call)) in self.f.params
         }
+        self.descriptors |= {
+            node.id
+            for name, call in self.f.calls
+            for node in call.args[:1]
+            if name in _OF_DESCRIPTORS and isinstance(node, ast.Name) and node.id in self.f.params
+        }
+        self.descriptors |= {g.id for h, p, g in self._handed() if p in h.descriptors and isinstance(g, ast.Name)}
+        self.descriptors &= {*self.f.params} - self.f.assigned.keys()
         self.pointers = self._pointers()
         self.indices: set[str] = set()
         self.integers = self._integers() - self.pointers

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
-import re
 import runpy
 import subprocess
 import sys
@@ -21,11 +19,15 @@ from typing import Any
 import numpy as np
 
 from kernbench.cli import kernel_calls as calls
+from kernbench.cli import kernel_configs as configs
 from kernbench.cli import kernel_files as files
+from kernbench.cli import kernel_machine as machines
 from kernbench.cli import kernel_model as model
+from kernbench.cli import kernel_progress as progress
 from kernbench.cli import kernel_ranks as ranks
 from kernbench.cli import kernel_trials as trials
 from kernbench.cli import kernel_verify as verify
+from kernbench.cli.kernel_descriptors import Described
 from kernbench.cli.kernel_files import KernelFileError
 from kernbench.cli.kernel_inputs import Guess, Inputs
 from kernbench.cli.kernel_trials import Trial
@@ -35,7 +37,7 @@ from kernbench.kernels.dumps import Dumped, dump
 from kernbench.kernels.errors import KernelError, KernelFault
 from kernbench.kernels.plan import record_dtype
 from kernbench.kernels.ttir import Pointer, Type
-from kernbench.memory import DType, dtype
+from kernbench.memory import dtype
 
 LARGEST = 64 * 2**20
 """Bytes of arguments up to which a launch of a script is kept, to compare its values."""
@@ -148,8 +150,8 @@ def interpret(where: str, options: Options) -> int:
     if not name and not options.arguments and not options.grid and files.launches_itself(path):
         command = [sys.executable, "-W", "ignore", "-m", "kernbench.triton", str(path)]
         return subprocess.run(command, env=environment | {"MPLBACKEND": "Agg"}).returncode
-    target = _target(path, options)
-    with _machine(options, target), tempfile.TemporaryDirectory(prefix="kernbench-") as made:
+    target = machines.target_of(path, options)
+    with machines.open_machine(options, target), tempfile.TemporaryDirectory(prefix="kernbench-") as made:
         module = files.definitions(path)
         kernel = files.choose(path, module, name)
         inputs, meta_of, _ = _prepare(path, kernel, module, options, Trial())
@@ -158,7 +160,7 @@ def interpret(where: str, options: Options) -> int:
         function = files.function_of(kernel)
         args = {n: meta[n] for n in function.arg_names if n in meta}
         try:
-            kernel_interpret.write_job(Path(made), path, function.__name__, grid, args, target)
+            kernel_interpret.write_job(Path(made), path, function.__name__, grid, args, target, inputs.described(meta))
         except kernel_interpret.CannotInterpret as no:
             raise KernelFileError(f"{path}: Triton's interpreter cannot be given this launch: {no}") from None
         command = [sys.executable, "-m", "kernbench.cli.kernel_interpret", made, "--show"]
@@ -174,8 +176,8 @@ def run_all(where: str, options: Options) -> Iterator[Ran | Refused]:
     path, name = files.split(where)
     name = options.kernel or name
     if path.suffix == ".py" and not (name or options.arguments or options.grid or files.launches_itself(path)):
-        target = _target(path, options)
-        with _machine(options, target):
+        target = machines.target_of(path, options)
+        with machines.open_machine(options, target):
             names = files.entries(path, files.definitions(path))
         if len(names) > 1:
             for one in names:
@@ -217,7 +219,7 @@ def _stored(path: Path, options: Options) -> Ran:
     from kernbench.kernels import bundle
 
     kernel = bundle.read(path)
-    values = arguments(options)[0]
+    values = machines.arguments(options)[0]
     unknown = [n for n in values if n not in kernel.arg_names]
     missing = [n for n in kernel.arg_names if n not in values]
     if unknown:
@@ -251,8 +253,8 @@ def _example(kind: Type) -> str:
 
 
 def _kernel(path: Path, name: str, options: Options) -> Ran:
-    target = _target(path, options)
-    with _machine(options, target):
+    target = machines.target_of(path, options)
+    with machines.open_machine(options, target):
         module = files.definitions(path)
         kernel = files.choose(path, module, name)
     function = files.function_of(kernel)
@@ -263,24 +265,36 @@ def _kernel(path: Path, name: str, options: Options) -> Ran:
     if ranks.communicates(function):
         call = calls.find(files.parse(path), function.__name__, function.arg_names, vars(module))
         ran = Ran(path, "inputs", options.topology)
-        return ranks.run(ran, kernel, arguments(options)[0], call, options, lambda: _machine(options, target))
-    return trials.run(lambda trial: _on_inputs(path, kernel, module, options, target, trial))
+        given = machines.arguments(options)[0]
+        return ranks.run(ran, kernel, given, call, options, lambda: machines.open_machine(options, target))
+    with configs.fewer(kernel) as told:
+        ran = trials.run(lambda trial: _on_inputs(path, kernel, module, options, target, trial))
+    ran.notes += [told] if told else []
+    return ran
 
 
 def _on_inputs(path: Path, kernel: Any, module: Any, options: Options, target: str, trial: Trial) -> tuple[Ran, Inputs]:
     """Make inputs and run the kernel on them."""
     function = files.function_of(kernel)
     ran = Ran(path, "inputs", options.topology)
-    with _machine(options, target):
+    progress.step(f"{function.__name__}: making up inputs{trial}")
+    with machines.open_machine(options, target):
         inputs, meta_of, lower = _prepare(path, kernel, module, options, trial)
-    _attempt(ran, function.__name__, inputs, lambda args: kernel[inputs.grid](**args), options, target)
+
+    def start(args: Mapping[str, Any]) -> None:
+        described = inputs.described(meta_of({}))
+        kernel[inputs.grid](**{n: described[n].around(v) if n in described else v for n, v in args.items()})
+
+    progress.step(f"{function.__name__}: running{trial}")
+    _attempt(ran, function.__name__, inputs, start, options, target)
+    progress.step(f"{function.__name__}: computing the values once more, to compare them")
     return _finish(ran, kernel, function, module, meta_of, lower, target, options), inputs
 
 
 def _prepare(path: Path, kernel: Any, module: Any, options: Options, trial: Trial) -> tuple[Inputs, Any, Any]:
     """The inputs; a function from constexprs as tuned to all arguments; a function from those to the lowered kernel."""
-    given, fills = arguments(options)
-    origin = "given"
+    given, fills = machines.arguments(options)
+    origin, told = "given", dict[str, Described]()
     makers = (
         ("inputs", "make_inputs") if hasattr(module, "get_init_inputs") else ("inputs", "make_inputs", "get_inputs")
     )
@@ -289,11 +303,12 @@ def _prepare(path: Path, kernel: Any, module: Any, options: Options, trial: Tria
         made = make()
         function = files.function_of(kernel)
         given = dict(made) if isinstance(made, Mapping) else dict(zip(function.arg_names, made, strict=False))
-        given = {n: _array(v) for n, v in given.items()}
+        told = {n: Described.given(v) for n, v in given.items() if hasattr(v, "block_shape")}
+        given = {n: machines.as_array(v.base if n in told else v) for n, v in given.items()}
         origin = f"{make.__name__}()"
     function = files.function_of(kernel)
     call = calls.find(files.parse(path), function.__name__, function.arg_names, vars(module))
-    guess = Guess(kernel, given, options.kind, trial, call)
+    guess = Guess(kernel, given, options.kind, trial, call, told)
     inputs = guess.make(np.random.default_rng(options.seed))
     inputs.origin.update({n: origin for n in given if inputs.origin.get(n) == "given"})
     for name, fill in fills.items():
@@ -329,13 +344,15 @@ def _finish(
         best = getattr(outer, "best_config", None)
         tuned.update(best.kwargs if best is not None else {})
         outer = outer.fn
-    meta = meta_of(tuned)
-    before = {**{n: meta[n] for n in function.arg_names if n in meta}, **done.before}
-    grid = done.inputs.grid if done.inputs is not None else (1,)
-    done.grid = tuple(grid(meta)) if callable(grid) else tuple(grid)
-    lowered = lower(meta)
+    with machines.open_machine(options, target):  # heuristics and grids may ask for the GPU
+        meta = meta_of(tuned)
+        before = {**{n: meta[n] for n in function.arg_names if n in meta}, **done.before}
+        grid = done.inputs.grid if done.inputs is not None else (1,)
+        done.grid = tuple(grid(meta)) if callable(grid) else tuple(grid)
+        lowered = lower(meta)
     ran.tcm = lowered.tcm
     inside = verify.types_in(lowered.text)
+    described = done.inputs.described(meta) if done.inputs is not None else {}
     done.before = before
     if not options.verify or not done.after:
         return ran
@@ -347,7 +364,7 @@ def _finish(
         done.verdict = verify.against_reference(reference, before, done.after, inside)
     else:
         done.verdict = verify.against_interpreter(
-            ran.file, function.__name__, done.grid, before, done.after, inside, target, options.seconds
+            ran.file, function.__name__, done.grid, before, done.after, inside, target, options.seconds, described
         )
     return ran
 
@@ -360,7 +377,7 @@ def _attempt(
     for checked in (True, False) if options.check else (False,):
         args = {n: v.copy() if isinstance(v, np.ndarray) else v for n, v in before.items()}
         with ExitStack() as stack:
-            ctx = stack.enter_context(_machine(options, target))
+            ctx = stack.enter_context(machines.open_machine(options, target))
             caught = stack.enter_context(warnings.catch_warnings(record=True))
             warnings.simplefilter("always")
             known = len(_tunings())
@@ -418,9 +435,10 @@ def _script(path: Path, options: Options) -> Ran:
     """Run a file as ``python FILE`` would, with its kernels in KernBench."""
     ran = Ran(path, "script", options.topology)
     target = options.impersonate or "cuda:90"
+    progress.step(f"running {path.name}")
     taken: dict[str, Launched] = {}
     with ExitStack() as stack:
-        ctx = stack.enter_context(_machine(options, target))
+        ctx = stack.enter_context(machines.open_machine(options, target))
         caught = stack.enter_context(warnings.catch_warnings(record=True))
         if options.check:
             stack.enter_context(sanitize.enabled())
@@ -453,6 +471,7 @@ def _script(path: Path, options: Options) -> Ran:
     inside = verify.types_in(path.read_text(encoding="utf-8"))
     for one in ran.launches if options.verify else []:
         if one.after:
+            progress.step(f"{one.kernel}: computing the values once more, to compare them")
             one.verdict = verify.against_interpreter(
                 path, one.kernel, one.grid, one.before, one.after, inside, target, options.seconds
             )
@@ -492,7 +511,7 @@ def _taking(taken: dict[str, Launched]) -> Iterator[None]:
             n: v for n, v in kwargs.items() if n in self.arg_names
         }
         sizes = tuple(int(n) for n in (grid(bound) if callable(grid) else grid))
-        arrays = {n: _array(v) for n, v in bound.items()}
+        arrays = {n: machines.as_array(v) for n, v in bound.items()}
         arrays = {n: v for n, v in arrays.items() if isinstance(v, np.ndarray)}
         small = sum(v.nbytes for v in arrays.values()) <= LARGEST and int(np.prod(sizes)) <= MOST_PROGRAMS
         before = {n: arrays[n].copy() if n in arrays else _plain(v) for n, v in bound.items()} if small else {}
@@ -510,66 +529,3 @@ def _taking(taken: dict[str, Launched]) -> Iterator[None]:
 
 def _plain(value: Any) -> Any:
     return getattr(value, "value", value) if type(value).__name__ == "constexpr" else value
-
-
-# Arguments and machine.
-
-
-def arguments(options: Options) -> tuple[dict[str, Any], dict[str, str]]:
-    """The ``--arg`` words as values (a dtype alone stays a :class:`DType`), and those that are a filling alone."""
-    rng = np.random.default_rng(options.seed)
-    found: dict[str, Any] = {}
-    fills: dict[str, str] = {}
-    for name, text in options.arguments.items():
-        if text in files.FILLS:
-            fills[name] = text
-            continue
-        try:
-            found[name] = dtype(text)
-        except (TypeError, KeyError, ValueError):
-            found[name] = files.value(text, rng)
-    return found, fills
-
-
-def _array(value: Any) -> Any:
-    """A torch tensor as a numpy array over the same memory; everything else as it is."""
-    if isinstance(value, np.ndarray | DType) or not hasattr(value, "untyped_storage"):
-        return value
-    import ml_dtypes
-    import torch
-
-    narrow = {
-        torch.bfloat16: (torch.int16, ml_dtypes.bfloat16),
-        torch.float8_e4m3fn: (torch.int8, ml_dtypes.float8_e4m3fn),
-        torch.float8_e5m2: (torch.int8, ml_dtypes.float8_e5m2),
-    }
-    with torch._C.DisableTorchFunction():
-        value = value.detach()
-        if value.dtype in narrow:
-            carrier, kind = narrow[value.dtype]
-            return value.view(carrier).numpy().view(kind)
-        return value.numpy()
-
-
-def _target(path: Path, options: Options) -> str:
-    """The GPU that a file is told it runs on: files that know torch tend to ask."""
-    from kernbench.triton import target_of_environment
-
-    asked = options.impersonate or target_of_environment() or ""
-    if asked or importlib.util.find_spec("torch") is None:
-        return asked
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    return "cuda:90" if re.search(r"^\s*(import torch|from (torch|\.))", text, re.M) else ""
-
-
-@contextmanager
-def _machine(options: Options, target: str) -> Iterator[Any]:
-    """An open context, believed to be a GPU where a target is given."""
-    from kernbench.runtime_api.context import RuntimeContext
-    from kernbench.triton import impersonate
-
-    with ExitStack() as stack:
-        ctx = stack.enter_context(RuntimeContext.open(options.machine))
-        if target:
-            stack.enter_context(impersonate(target))
-        yield ctx

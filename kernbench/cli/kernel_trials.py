@@ -13,6 +13,9 @@ from typing import Any
 from kernbench.cli.kernel_contents import KINDS
 from kernbench.cli.kernel_files import KernelFileError
 
+SMALLEST = 2
+"""Sizes, of which each level is smaller than the one before."""
+
 
 class TooMuch(KernelFileError):
     """What was made up would take too much memory or time."""
@@ -24,12 +27,20 @@ class Trial:
 
     odd: bool = True
     """Sizes are no multiples of the blocks."""
-    small: bool = False
-    """Sizes are small, where others would take too much memory, scratchpad or time."""
+    small: int = 0
+    """How small sizes are, where others would take too much memory, scratchpad or time: up to :data:`SMALLEST`."""
     narrow: bool = False
     """One program along axes of the grid of which nothing tells how long they are."""
     integers: str = ""
     """What all indices hold, of :data:`KINDS`; empty to go by their names."""
+
+    def __str__(self) -> str:
+        """What is unusual about it, to follow what is done; empty for the first."""
+        told = [] if self.odd else ["multiples of the block sizes"]
+        told += ["", "small sizes", "smallest sizes"][self.small : self.small + 1] if self.small else []
+        told += ["one program"] if self.narrow else []
+        told += [f"indices: {self.integers}"] if self.integers else []
+        return f" ({', '.join(told)})" if told else ""
 
 
 def run(attempt: Callable[[Trial], tuple[Any, Any]]) -> Any:
@@ -42,22 +53,25 @@ def run(attempt: Callable[[Trial], tuple[Any, Any]]) -> Any:
         KernelFileError: no inputs can be made up.
     """
     trial = Trial()
-    try:
-        ran, inputs = attempt(trial)
-    except Exception as error:
-        if not _is_too_much(error):
-            raise
-        trial = replace(trial, small=True)
-        ran, inputs = attempt(trial)
+    while True:
+        try:
+            ran, inputs = attempt(trial)
+            break
+        except Exception as error:
+            if not _is_too_much(error) or trial.small == SMALLEST:
+                raise
+            trial = replace(trial, small=trial.small + 1)
     if not _of_inputs(ran.faults):
         return ran
 
     def again(**other: Any) -> Any:
         """What another trial shows where it leads to no fault; None where it does, or cannot be made."""
+        tried = replace(trial, **other)
         try:
-            found, _ = attempt(replace(trial, **other))
+            found, _ = attempt(tried)
         except KernelFileError as error:
-            return again(**other, small=True) if _is_too_much(error) and "small" not in other else None
+            smaller = _is_too_much(error) and tried.small < SMALLEST
+            return again(**{**other, "small": tried.small + 1}) if smaller else None
         return None if found.faults else found
 
     fault = ran.faults[0]

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from kernbench.cli.kernel_descriptors import Described
 from kernbench.cli.kernel_interpret import WIDENED, CannotInterpret, write_job
 from kernbench.memory import dtype
 
@@ -135,6 +136,7 @@ def against_interpreter(
     inside: Sequence[str] = (),
     target: str = "",
     seconds: float = 60.0,
+    described: Mapping[str, Described] | None = None,
 ) -> Verdict:
     """The same launch in Triton's interpreter, in another process.
 
@@ -147,6 +149,7 @@ def against_interpreter(
         inside: element types that the kernel computes in.
         target: the GPU that the file is told it runs on, empty for none.
         seconds: after which it is given up.
+        described: the arrays that the kernel gets descriptors of.
     """
     widened = sorted({dtype(v.dtype).name for v in after.values()} & set(WIDENED))
     source = file.read_text(encoding="utf-8")
@@ -155,7 +158,7 @@ def against_interpreter(
     with tempfile.TemporaryDirectory(prefix="kernbench-") as made:
         folder = Path(made)
         try:
-            write_job(folder, file, kernel, grid, before, target)
+            write_job(folder, file, kernel, grid, before, target, described or {})
         except CannotInterpret as no:
             return Verdict("", f"Triton's interpreter cannot be given this launch: {no}")
         command = [sys.executable, "-m", "kernbench.cli.kernel_interpret", str(folder)]

@@ -146,6 +146,7 @@ def test_what_cannot_run_is_shown_with_its_reason(kernbench, tmp_path):
         (["run", "other.ttir"], ["no such file"]),
         (["run", "axpy.py", *ARRAYS, "-a", "BLOCK=64", "-g", "m"], ["--grid m", "cdiv"]),
         (["export", "axpy.py", "-s", "*fp32"], ["1 entries", "takes 5"]),
+        (["export", "axpy.py", "-s", "*fp32, *fp99, i32, fp32, 64"], ["type '*fp99'", "expected one such as *fp32"]),
     ],
 )
 def test_mistakes_say_what_to_do(kernbench, source, words, said):

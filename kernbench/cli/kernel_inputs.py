@@ -433,8 +433,9 @@ class Guess(Numbers):
         sizes = {v for n, v in self.scalars.items() if n in self.roles.integers and v > 1}
         compared = self.roles.compared
         sizes |= {v for n, v in self.constants.items() if is_size(n) and n in compared and isinstance(v, int) and v > 1}
-        block = max([self._block[0], *self._blocks_of_config])
-        known = sorted(sizes | self.free)
+        blocks = [self._block[0], *self._blocks_of_config]
+        block = max(blocks)
+        known = sorted(sizes if extent in blocks else sizes | self.free)  # one block is no table of the grid's rows
         if any(extent % size == 0 for size in known if size >= 16):
             return extent  # several rows side by side
         for count in (1, 2, 3):

@@ -175,6 +175,17 @@ def scale(x_ptr, y_ptr, n, factor, BLOCK: tl.constexpr):
 """
 )
 
+ONE_MASK_MISSING = (
+    HEAD
+    + """@triton.jit
+def rms_norm(X, W, Y, stride, n_cols, BLOCK: tl.constexpr):
+    row, cols = tl.program_id(0), tl.arange(0, BLOCK)
+    x = tl.load(X + row * stride + cols, mask=cols < n_cols, other=0.0)
+    w = tl.load(W + cols)
+    tl.store(Y + row * stride + cols, x * w / tl.sqrt(tl.sum(x * x) / n_cols), mask=cols < n_cols)
+"""
+)
+
 NO_MASK = (
     HEAD
     + """@triton.jit

@@ -164,6 +164,13 @@ def test_a_kernel_for_multiples_of_its_block_runs_on_those(run):
     assert "load from 'x_ptr' out of bounds" in note
 
 
+def test_a_block_that_reaches_over_a_row_is_no_larger_array(run):
+    code, report = run(strangers.ONE_MASK_MISSING, "--no-verify")
+    assert code == 0 and report["launches"][0]["grid"] == [64]  # which divides the block of 1024
+    (note,) = report["notes"]
+    assert "load from 'W' out of bounds" in note and "elements 0..1023 of 1000" in note
+
+
 def test_a_mask_that_leaves_too_much_is_a_fault_though_multiples_work(run):
     code, report = run(strangers.MASK_TOO_WIDE, "--no-verify")
     assert code == 1

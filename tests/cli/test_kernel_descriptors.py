@@ -195,7 +195,11 @@ def test_ctrl_c_ends_a_run_with_one_line(tmp_path):
         "if __name__ == '__main__':\n    pathlib.Path('began').touch()\n    time.sleep(60)\n    go()\n"
     )
     command = [sys.executable, "-c", "from kernbench.cli import main; main()", "kernel", "run", "k.py"]
-    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as run:
+
+    def heed() -> None:  # what runs in the background of a shell ignores it, and so would its children
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, preexec_fn=heed) as run:
         while not (tmp_path / "began").exists():
             assert run.poll() is None
             time.sleep(0.05)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from kernbench.kernels.recorder import Columns, Deps, Index, Layout, Recorder, RowKind, Silent
+from kernbench.kernels.recorder import Deps, Recorder, RowKind, Silent
 from kernbench.sim_engine.oplog import Awaits, OpKind, ProgramBlock, Token
 
-Mark = tuple[int, dict[int, Deps], dict[int, Deps], int, int]
+Mark = tuple[int, dict[int, Deps], dict[int, Deps], int]
+_MEMORY = (OpKind.READ, OpKind.WRITE, OpKind.ATOMIC)
 
 
 class ProgramRecorder(Recorder):
@@ -23,8 +24,6 @@ class ProgramRecorder(Recorder):
         super().__init__()
         self._blocks = whole._blocks
         self._token = token
-        self._unsignalled: list[int] = []
-        """Rows that read or wrote memory since the latest signal."""
         self._signal = -1
         """The row of the latest signal."""
         self.awaits: dict[int, tuple[Token, ...]] = {}
@@ -33,23 +32,10 @@ class ProgramRecorder(Recorder):
         """Rows that copy from memory to memory -> the address they copy from."""
         self.begin(1)
 
-    def add(
-        self,
-        kind: RowKind,
-        deps: Deps,
-        members: Index | None,
-        layout: Layout | None = None,
-        columns: Columns | None = None,
-        chained: bool = False,
-    ) -> Deps:
-        rows = super().add(kind, deps, members, layout, columns, chained)
-        if kind.kind in (OpKind.READ, OpKind.WRITE, OpKind.ATOMIC):
-            self._unsignalled += rows
-        return rows
-
     def signal(self, kind: RowKind, deps: Deps) -> Token:
         """A row that says: all that was read so far is here, all that was written has arrived."""
-        done, self._unsignalled = self._unsignalled, []
+        since = self._signal + 1
+        done = (at for at, row in enumerate(self._rows[since:], since) if row.kind.kind in _MEMORY)
         token = self.token(self.add(kind, tuple(sorted({*deps, *done})), None))
         self._signal = token[3]
         return token
@@ -72,20 +58,20 @@ class ProgramRecorder(Recorder):
 
     def finish(self, programs: NDArray[np.int64]) -> None:
         super().finish(programs)
-        self._rows, self.stored, self.readers, self._unsignalled = [], {}, {}, []
+        self._rows, self.stored, self.readers = [], {}, {}
 
     def mark(self) -> Mark:
         """Where the program is now, for :meth:`rewind`."""
-        return len(self._rows), dict(self.stored), dict(self.readers), len(self._choices), len(self._unsignalled)
+        return len(self._rows), dict(self.stored), dict(self.readers), len(self._choices)
 
     def rewind(self, mark: Mark) -> bool:
         """Forget the rows since then. False: they stay, since others may wait for a signal among them."""
         if self._signal >= mark[0]:
             return False
-        rows, self.stored, self.readers, choices, unsignalled = mark
+        rows, self.stored, self.readers, choices = mark
         while self.awaits and next(reversed(self.awaits)) >= rows:
             self.awaits.popitem()
-        del self._rows[rows:], self._choices[choices:], self._unsignalled[unsignalled:]
+        del self._rows[rows:], self._choices[choices:]
         return True
 
 
@@ -93,7 +79,7 @@ class SilentProgram(Silent):
     """Stands in for a program's recorder where the record is known already."""
 
     def mark(self) -> Mark:
-        return 0, {}, {}, 0, 0
+        return 0, {}, {}, 0
 
     def rewind(self, mark: Mark) -> bool:
         return True

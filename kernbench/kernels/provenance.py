@@ -10,8 +10,8 @@ from __future__ import annotations
 from functools import lru_cache
 
 from kernbench.kernels.dataflow import VIEWS
-from kernbench.kernels.slices import ATOMICS, needed_sources
-from kernbench.kernels.ttir import Function, Op, Pointer, Scalar, Tensor, Type, Value
+from kernbench.kernels.slices import ATOMICS, is_pointer, needed_sources
+from kernbench.kernels.ttir import Function, Op, Scalar, Tensor, Type, Value
 
 _KEEPING = VIEWS | {"tt.addptr", "tt.advance", "arith.select", "scf.for", "scf.if", "scf.while"}
 """Operations whose pointers are offsets from those they take."""
@@ -29,7 +29,7 @@ def parameters(function: Function, pointer: Value) -> tuple[int, ...]:
         if value in function.body.entry.args:
             found.append(value)
             continue
-        before = [v for v in sources.get(value, ()) if _is_pointer(v)]
+        before = [v for v in sources.get(value, ()) if is_pointer(v.type)]
         maker = makers.get(value)
         if not before or (maker is not None and maker.name not in _KEEPING):
             return ()
@@ -55,7 +55,7 @@ def _graph(function: Function) -> tuple[dict[Value, Op], dict[Value, list[Value]
         for value in users.get(pending.pop(), ()):
             maker = makers.get(value)
             read = maker is not None and (maker.name == "tt.load" or maker.name in ATOMICS)
-            if value not in found and not read and not _is_pointer(value) and _element(value) != Scalar("i1"):
+            if value not in found and not read and not is_pointer(value.type) and _element(value) != Scalar("i1"):
                 found.add(value)
                 pending.append(value)
     return makers, sources, frozenset(found)
@@ -63,7 +63,3 @@ def _graph(function: Function) -> tuple[dict[Value, Op], dict[Value, list[Value]
 
 def _element(value: Value) -> Type:
     return value.type.elem if isinstance(value.type, Tensor) else value.type
-
-
-def _is_pointer(value: Value) -> bool:
-    return isinstance(_element(value), Pointer)

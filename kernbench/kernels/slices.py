@@ -98,7 +98,7 @@ def pointer_origins(function: Function) -> dict[Value, set[int]]:
         changed = False
         for op in ops:
             for source, target in _pointer_flow(op):
-                if not _is_pointer(target.type):
+                if not is_pointer(target.type):
                     continue
                 if extra := origin.get(source, set()) - origin.setdefault(target, set()):
                     origin[target] |= extra
@@ -106,7 +106,8 @@ def pointer_origins(function: Function) -> dict[Value, set[int]]:
     return origin
 
 
-def _is_pointer(kind: Type) -> bool:
+def is_pointer(kind: Type) -> bool:
+    """Whether a type is that of a pointer or of a block of pointers."""
     return isinstance(kind.elem if isinstance(kind, Tensor) else kind, Pointer)
 
 
@@ -144,7 +145,7 @@ def deciding_args(function: Function, needed: Iterable[Value]) -> tuple[int, ...
     and, where the function writes there itself, what it writes. None where that is not plain to see: a pointer that was
     itself read from memory, or made from a number, may lead anywhere."""
     flow, origin = _Flow(function), pointer_origins(function)
-    if any(op.name in ("tt.load", "tt.int_to_ptr") and any(_is_pointer(r.type) for r in op.results) for op in flow.ops):
+    if any(op.name in ("tt.load", "tt.int_to_ptr") and any(is_pointer(r.type) for r in op.results) for op in flow.ops):
         return None
     decide, args = set(needed), set[int]()
     before = (-1, -1)

@@ -1,6 +1,5 @@
 """``kernbench kernel run`` on kernels that take host tensor descriptors, and what bounds a run's time."""
 
-import json
 import os
 import signal
 import subprocess
@@ -8,8 +7,6 @@ import sys
 import time
 
 import pytest
-
-from kernbench.cli import main
 
 pytest.importorskip("triton")
 pytest.importorskip("torch")
@@ -50,19 +47,8 @@ add = triton.autotune([triton.Config({"BM": m, "BN": 32}, pre_hook=hook) for m i
 
 
 @pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    """Run the command on a file; gives the exit code, the report (None without one) and what went to stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(text, *words):
-        (tmp_path / "k.py").write_text(text)
-        monkeypatch.setattr("sys.argv", ["kernbench", "kernel", "run", "k.py", "--json", *words])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        out, err = capsys.readouterr()
-        return ended.value.code or 0, json.loads(out) if out else None, " ".join(err.split())
-
-    return call
+def run(kernel_run):
+    return kernel_run
 
 
 def test_descriptors_are_made_of_what_the_host_code_says(run):

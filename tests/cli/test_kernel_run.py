@@ -1,6 +1,5 @@
 """``kernbench kernel run`` on files of people who say nothing but what is in the file."""
 
-import json
 import os
 import subprocess
 import sys
@@ -19,18 +18,13 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    """Run the command on a file with some text; gives the exit code and the report."""
-    monkeypatch.chdir(tmp_path)
+def run(kernel_run):
+    """Run the command on a file with some text; gives the exit code and the report, which there has to be."""
 
     def call(text, *words):
-        (tmp_path / "k.py").write_text(text)
-        monkeypatch.setattr("sys.argv", ["kernbench", "kernel", "run", "k.py", "--json", *words])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        out, err = capsys.readouterr()
-        assert out, err
-        return ended.value.code or 0, json.loads(out)
+        code, report, err = kernel_run(text, *words)
+        assert report is not None, err
+        return code, report
 
     return call
 

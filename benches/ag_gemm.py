@@ -92,14 +92,6 @@ def bench(ctx, m: int = 4096, n: int = 16384, k: int = 2048, seed: int = 0):
     b_host = rng.standard_normal((k, n), np.float32).astype(np.float16)
     results = {}
 
-    def upload(tensor, values):
-        tensor.copy_(ctx.from_numpy(np.ascontiguousarray(values)) if ctx.enable_data else ctx.host_empty(tensor.shape))
-
-    def meet():
-        ctx.ahbm.synchronize()
-        ctx.distributed.barrier()
-        ctx.ahbm.synchronize()
-
     def worker(rank: int) -> None:
         ctx.distributed.init_process_group(backend="ahbm")
         own = slice(rank * rows, (rank + 1) * rows)
@@ -108,16 +100,16 @@ def bench(ctx, m: int = 4096, n: int = 16384, k: int = 2048, seed: int = 0):
         shard, whole = ctx.empty(rows, k, dtype="f16"), ctx.empty(m, k, dtype="f16")
         b, fused = ctx.empty(k, columns, dtype="f16", name="b"), ctx.empty(m, columns, dtype="f16", name="out")
         with ctx.range("upload"):
-            upload(gathered[own], a_host[own])
-            upload(shard, a_host[own])
-            upload(b, b_host[:, rank * columns : (rank + 1) * columns])
-            meet()
+            kb.upload(ctx, gathered[own], a_host[own])
+            kb.upload(ctx, shard, a_host[own])
+            kb.upload(ctx, b, b_host[:, rank * columns : (rank + 1) * columns])
+            kb.meet(ctx)
         with ctx.range("unfused"):
             with ctx.range("all_gather"):
                 ctx.distributed.all_gather_into_tensor(whole, shard)
             with ctx.range("gemm"):
                 unfused = whole @ b
-        meet()
+        kb.meet(ctx)
         with ctx.range("fused"):
             ag_gemm[(ctx.target.pes,)](fused, gathered, b, arrived, rows, columns, k, 512, 256, 64)
         results[rank] = (unfused.cpu(), fused.cpu())

@@ -62,14 +62,6 @@ def bench(ctx, elements: int = 4 << 20, programs: int = 64, block: int = 8192, s
     host = rng.standard_normal((ranks, ranks * chunk), np.float32)
     results = {}
 
-    def upload(tensor, values):
-        tensor.copy_(ctx.from_numpy(values) if ctx.enable_data else ctx.host_empty(tensor.shape, dtype=tensor.dtype))
-
-    def meet():
-        ctx.ahbm.synchronize()
-        ctx.distributed.barrier()
-        ctx.ahbm.synchronize()
-
     def worker(rank: int) -> None:
         ctx.distributed.init_process_group(backend="ahbm")
         memory = ctx.distributed.symmetric_memory
@@ -78,15 +70,15 @@ def bench(ctx, elements: int = 4 << 20, programs: int = 64, block: int = 8192, s
         flag = memory.zeros(programs, dtype="i32", name="flag")
         y = ctx.empty(ranks * chunk, dtype="f32", name="y")
         with ctx.range("upload"):
-            upload(x, host[rank])
-            upload(y, host[rank])
-        meet()
+            kb.upload(ctx, x, host[rank])
+            kb.upload(ctx, y, host[rank])
+        kb.meet(ctx)
         with ctx.range("collective"):
             ctx.distributed.all_reduce(y)
-        meet()
+        kb.meet(ctx)
         with ctx.range("kernel"):
             ring_all_reduce[(programs,)](x, inbox, flag, chunk, block)
-        meet()
+        kb.meet(ctx)
         results[rank] = (y.cpu(), x.cpu())
 
     ctx.multiprocessing.spawn(worker, nprocs=ranks)

@@ -92,14 +92,6 @@ def bench(ctx, m: int = 4096, n: int = 4096, k: int = 8192, seed: int = 0):
     b_host = rng.standard_normal((k, n), np.float32).astype(np.float16)
     results = {}
 
-    def upload(tensor, values):
-        tensor.copy_(ctx.from_numpy(np.ascontiguousarray(values)) if ctx.enable_data else ctx.host_empty(tensor.shape))
-
-    def meet():
-        ctx.ahbm.synchronize()
-        ctx.distributed.barrier()
-        ctx.ahbm.synchronize()
-
     def worker(rank: int) -> None:
         ctx.distributed.init_process_group(backend="ahbm")
         tiles = -(-rows // TILE[0]) * -(-n // TILE[1])
@@ -109,18 +101,18 @@ def bench(ctx, m: int = 4096, n: int = 4096, k: int = 8192, seed: int = 0):
         unfused, fused = ctx.empty(rows, n, dtype="f16"), ctx.empty(rows, n, dtype="f16", name="out")
         with ctx.range("upload"):
             mine = slice(rank * depth, (rank + 1) * depth)
-            upload(a, a_host[:, mine])
-            upload(b, b_host[mine])
-            meet()
+            kb.upload(ctx, a, a_host[:, mine])
+            kb.upload(ctx, b, b_host[mine])
+            kb.meet(ctx)
         with ctx.range("unfused"):
             with ctx.range("gemm"):
                 product = a @ b
             with ctx.range("reduce_scatter"):
                 ctx.distributed.reduce_scatter_tensor(unfused, product)
-        meet()
+        kb.meet(ctx)
         with ctx.range("fused"):
             gemm_rs[(ctx.target.pes,)](fused, parts, arrived, a, b, rows, n, depth, *TILE)
-        meet()
+        kb.meet(ctx)
         results[rank] = (unfused.cpu(), fused.cpu())
 
     ctx.multiprocessing.spawn(worker, nprocs=ranks)

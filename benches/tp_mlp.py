@@ -43,10 +43,6 @@ def bench(ctx, tokens: int = 128, hidden: int = 4096, intermediate: int = 14336,
         data["x"] = rng.standard_normal((tokens, hidden), np.float32).astype(np.float16)
     results = {}
 
-    def upload(tensor, values):
-        # Timing-only runs move the same bytes without making them up.
-        tensor.copy_(ctx.from_numpy(values) if ctx.enable_data else ctx.host_empty(tensor.shape, dtype=tensor.dtype))
-
     def worker(rank: int) -> None:
         ctx.ahbm.set_device(rank)
         ctx.distributed.init_process_group(backend="ahbm")
@@ -57,10 +53,10 @@ def bench(ctx, tokens: int = 128, hidden: int = 4096, intermediate: int = 14336,
             up = ColumnParallelLinear(in_features=hidden, out_features=intermediate, torch=ctx)
             down = RowParallelLinear(in_features=intermediate, out_features=hidden, torch=ctx)
             x = ctx.empty((tokens, hidden), dtype="f16", name="x")
-            upload(gate.weight, data["gate"][:, columns] if data else None)
-            upload(up.weight, data["up"][:, columns] if data else None)
-            upload(down.weight, data["down"][columns] if data else None)
-            upload(x, data.get("x"))
+            kb.upload(ctx, gate.weight, data["gate"][:, columns] if data else None)
+            kb.upload(ctx, up.weight, data["up"][:, columns] if data else None)
+            kb.upload(ctx, down.weight, data["down"][columns] if data else None)
+            kb.upload(ctx, x, data.get("x"))
             ctx.ahbm.synchronize()
             ctx.distributed.barrier()
         with ctx.range("steady"):
